@@ -1,0 +1,383 @@
+"""`Session`: compiles a program and runs it (spec ``session.md``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from popxl.errors import (
+    CoreError,
+    PopxlError,
+    PopxlNotImplementedError,
+    PopxlTypeError,
+    PopxlValueError,
+)
+from popxl.host_arrays import (
+    HostArray,
+    as_items,
+    check_array,
+    check_dtype,
+    check_fillable,
+    check_streams,
+    extra_dims,
+    full_shape,
+)
+from popxl.ir import Ir
+from popxl.plan import GraphPlan, plan_program
+from popxl.plan.validate import check_inplacing, check_program
+from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
+from popxl.tensor import Constant, Tensor, Variable
+from popxl.typing_ import HostScalarTensor
+from popxl.utils import to_numpy
+
+if TYPE_CHECKING:
+    from popxl.runtime.streaming import StreamingMemory
+
+Array = Any
+
+
+class Session:
+    """A program, compiled for a device. Inside ``with session:`` it is attached and can run.
+
+    Args:
+        ir: The program. It cannot change any more.
+        device_desc: ``"cpu"``, ``"gpu"``, or ``"ipu_model"`` and ``"ipu_hw"`` for the best device there is.
+        weights_to_host_on_exit: Whether leaving the context fetches the variables.
+        streaming_memory: Where remote buffers live: ``"ram"``, ``"file:DIR"`` or a
+            `popxl.StreamingMemory`. If not given, the environment variable ``POPXL_STREAMING_MEMORY`` says,
+            and else it is RAM.
+        check_ambiguity: Whether to refuse programs in which an in-place op and a read of the same storage
+            are ordered neither by data nor by `popxl.in_sequence`, as the reference does. Such programs run
+            in the order of their creation here, so there is no need to.
+
+    Raises:
+        PopxlValueError: (a `ValueError`) for an unknown device string or Streaming Memory, and for offsets
+            and remote variables that do not fit their buffers.
+        DeviceError: (a `RuntimeError`) if the device is not there.
+        CoreError: (a `RuntimeError`) for a program without ops, or an ambiguous one if asked to check.
+        PopxlNotImplementedError: (a `NotImplementedError`) for several replicas.
+
+    Example:
+        >>> import popxl
+        >>> from popxl import ops
+        >>> ir = popxl.Ir()
+        >>> with ir.main_graph:
+        ...     x = popxl.variable([1.0, 2.0])
+        ...     out = popxl.d2h_stream(x.shape, x.dtype)
+        ...     ops.host_store(out, x + 1)
+        >>> with popxl.Session(ir) as session:
+        ...     session.run()[out].tolist()
+        [2.0, 3.0]
+    """
+
+    def __init__(
+        self,
+        ir: Ir,
+        device_desc: str = "cpu",
+        weights_to_host_on_exit: bool = True,
+        *,
+        streaming_memory: str | StreamingMemory | None = None,
+        check_ambiguity: bool = False,
+    ) -> None:
+        from popxl.runtime.compiler import compile_plan
+        from popxl.runtime.device_weights import DeviceWeights
+        from popxl.runtime.devices import find_device
+        from popxl.runtime.executor import Executor
+        from popxl.runtime.streaming import StreamingMemory
+
+        if not isinstance(ir, Ir):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PopxlTypeError(f"A Session takes an Ir, not {ir!r}.", hint="pass the Ir, not a graph")
+        self._ir = ir
+        device = find_device(device_desc)
+        self._streaming_memory = StreamingMemory.from_spec(streaming_memory)
+        if not ir.main_graph.ops:
+            raise CoreError(f"{ir!r} has no graphs with ops to run.", hint="add ops inside `with ir.main_graph:`")
+        if ir.replication_factor != 1:
+            raise PopxlNotImplementedError(
+                f"{ir!r} has replication factor {ir.replication_factor}; this version runs one replica.",
+                hint="use popxl.Ir(replication=1)",
+            )
+        check_program(ir)
+        if check_ambiguity:
+            check_inplacing(ir)
+        ir.seal()
+        ir.dot_final()
+        self._variables = ir.main_graph.variables
+        self._inputs, self._outputs = ir.get_all_h2d_streams(), ir.get_all_d2h_streams()
+        self._read_only = any(
+            isinstance(v.host_value, np.memmap) and not v.host_value.flags.writeable for v in self._variables
+        )
+        self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
+        self._plan = plan_program(ir)
+        executables = compile_plan(self._plan, device, ir.cache_directory)
+        self._compiled_count = len(executables)
+        tier = self._streaming_memory.tier
+        self._weights = DeviceWeights(ir, device, tier)
+        self._executor = Executor(self._plan, executables, device, tier)
+        self._entries: list[bool] = []
+        self._in_sync = True
+
+    # Properties
+
+    @property
+    def ir(self) -> Ir:
+        """The program."""
+        return self._ir
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the session is inside its context."""
+        return bool(self._entries)
+
+    @property
+    def streaming_memory(self) -> StreamingMemory:
+        """Where the remote buffers live."""
+        return self._streaming_memory
+
+    @property
+    def plan(self) -> GraphPlan:
+        """The plan of the main graph, which holds the plans of the graphs that it calls."""
+        return self._plan
+
+    @property
+    def executable_count(self) -> int:
+        """Number of functions that XLA compiled for this session; equal ones count once."""
+        return self._compiled_count
+
+    # Context
+
+    def __enter__(self) -> Session:
+        attaches = not self.is_attached
+        if attaches:
+            self._weights.attach()
+        self._entries.append(attaches)
+        if attaches:
+            try:
+                self.weights_from_host()
+            except BaseException:
+                self._detach()
+                raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        if not self._entries[-1]:
+            self._entries.pop()
+            return
+        try:
+            if exc_type is None and self.weights_to_host_on_exit:
+                self.weights_to_host()
+        finally:
+            self._detach()
+
+    def _detach(self) -> None:
+        self._entries.clear()
+        self._weights.detach()
+
+    def _check_attached(self) -> None:
+        if not self.is_attached:
+            raise PopxlValueError(
+                "Must be attached to device before calling a runtime function.", hint="use `with session:`"
+            )
+
+    # Running
+
+    def run(
+        self, inputs: Mapping[HostToDeviceStream, HostScalarTensor] | None = None, downcast_inputs: bool = True
+    ) -> Mapping[DeviceToHostStream, HostArray]:
+        """Run the main graph once and return the output arrays.
+
+        Args:
+            inputs: For each input stream an array of shape
+                ``(num_host_transfers, replicas, *stream.shape)``, the first two only where above 1.
+            downcast_inputs: Whether 64-bit numbers become 32-bit ones.
+
+        Returns:
+            For each output stream an array, shaped alike.
+
+        Raises:
+            PopxlValueError: (a `ValueError`) while detached, and for missing, unexpected or wrongly shaped
+                inputs.
+            PopxlTypeError: (a `TypeError`) for an input of another dtype.
+            StreamExhaustedError: (a `RuntimeError`) if a stream is used more often than
+                `Ir.num_host_transfers`.
+            RemoteOffsetError: (a `ValueError`) for a dynamic offset out of range.
+        """
+        outputs = self.create_host_outputs()
+        self.run_with_outputs(inputs, outputs, downcast_inputs)
+        return outputs
+
+    def run_with_outputs(
+        self,
+        inputs: Mapping[HostToDeviceStream, HostScalarTensor] | None = None,
+        outputs: Mapping[DeviceToHostStream, HostArray] | None = None,
+        downcast_inputs: bool = True,
+    ) -> None:
+        """Run the main graph once and fill the given output arrays; see `run`."""
+        from popxl.runtime.host_io import HostStreams
+
+        self._check_attached()
+        inputs, outputs = inputs or {}, outputs or {}
+        check_streams(inputs, self._inputs, "input")
+        # What a 64-bit stream wants stays as it is.
+        arrays = {s: to_numpy(a, downcast=downcast_inputs and s.dtype.nbytes < 8) for s, a in inputs.items()}
+        self._validate_run_inputs(arrays)
+        self._validate_run_outputs(outputs)
+        ins: dict[Stream, HostArray] = {s: as_items(self._ir, s, check_dtype(s, a)) for s, a in arrays.items()}
+        outs: dict[Stream, HostArray] = {s: as_items(self._ir, s, a) for s, a in outputs.items()}
+        try:
+            self._executor.run(self._weights.values, HostStreams(ins, outs))
+        finally:
+            self._set_in_sync(False)
+
+    def create_host_outputs(self) -> Mapping[DeviceToHostStream, HostArray]:
+        """Return an uninitialised array for each output stream."""
+        return {s: np.empty(full_shape(self._ir, s.shape), s.dtype.as_numpy()) for s in self._expected_outputs()}
+
+    def expected_inputs(self) -> set[HostToDeviceStream]:
+        """Return the streams that `run` needs arrays for."""
+        return set(self._inputs)
+
+    def _expected_outputs(self) -> set[DeviceToHostStream]:
+        return set(self._outputs)
+
+    @property
+    def _extra_input_dims(self) -> tuple[int, ...]:
+        return extra_dims(self._ir)
+
+    def _full_input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return full_shape(self._ir, shape)
+
+    def _verify_io_shape(self, stream: Stream, array: HostArray) -> None:
+        check_array(self._ir, stream, array)
+
+    def _validate_run_inputs(self, arrays: Mapping[HostToDeviceStream, HostArray]) -> None:
+        check_streams(arrays, self._inputs, "input")
+        for stream, array in arrays.items():
+            check_array(self._ir, stream, array)
+
+    def _validate_run_outputs(self, arrays: Mapping[DeviceToHostStream, HostArray]) -> None:
+        check_streams(arrays, self._outputs, "output")
+        for stream, array in arrays.items():
+            check_fillable(stream, array)
+            check_array(self._ir, stream, array)
+
+    # Variables
+
+    def weights_from_host(self) -> None:
+        """Copy all variables from the host to the device and to Streaming Memory.
+
+        Raises:
+            PopxlValueError: (a `ValueError`) while detached.
+        """
+        self._check_attached()
+        self._weights.upload(self._variables)
+
+    def weights_to_host(self) -> None:
+        """Copy all variables from the device and from Streaming Memory to the host.
+
+        Raises:
+            PopxlError: if a variable's data are a read-only memory map.
+            PopxlValueError: (a `ValueError`) while detached.
+        """
+        if self._read_only:
+            names = [v.id for v in self._variables if not v.host_value.flags.writeable]
+            raise PopxlError(
+                f"Cannot copy variables to the host: the memory maps of {names} are read-only.",
+                hint='open them with mode "r+" or "c"',
+            )
+        self._check_attached()
+        self._weights.download(self._variables)
+        self._set_in_sync(True)
+
+    def _set_in_sync(self, in_sync: bool) -> None:
+        self._in_sync = in_sync
+        for v in self._variables:
+            v._in_sync = in_sync  # pyright: ignore[reportPrivateUsage]
+
+    def get_tensor_data(self, tensor: Variable | Constant) -> HostArray:
+        """Return the value of a variable or constant; see `get_tensors_data`."""
+        return self.get_tensors_data([tensor])[tensor]
+
+    def get_tensors_data(self, tensors: Iterable[Variable | Constant]) -> dict[Constant | Variable, HostArray]:
+        """Return values of variables and constants.
+
+        Variables are fetched first if the session is attached and has run since the last time. The arrays
+        are the host's own: a later fetch changes them, so copy what you keep.
+
+        Raises:
+            PopxlTypeError: (a `TypeError`) for a tensor that is neither.
+        """
+        tensors = list(tensors)
+        for t in tensors:
+            if not isinstance(t, Variable | Constant):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise PopxlTypeError(
+                    f"Tensor {getattr(t, 'id', t)} is not of type Constant or Variable. Type: {type(t).__name__}.",
+                    hint="stream its value out with popxl.ops.host_store",
+                )
+            self._check_own(t)
+        if self.is_attached and not self._in_sync and any(isinstance(t, Variable) for t in tensors):
+            self.weights_to_host()
+        return {t: t.host_value if isinstance(t.host_value, np.memmap) else t.host_value.view() for t in tensors}
+
+    def write_variable_data(self, tensor: Variable, data: HostArray) -> None:
+        """Give a variable a new value; see `write_variables_data`."""
+        self.write_variables_data({tensor: data})
+
+    def write_variables_data(self, tensors: Mapping[Variable, HostArray]) -> None:
+        """Give variables new values, on the host, and on the device if the session is attached.
+
+        Only these variables are uploaded; the others keep the device's values.
+
+        Args:
+            tensors: For each variable an array of its `shape_on_host` and exactly its dtype, or a number.
+
+        Raises:
+            PopxlTypeError: (a `TypeError`) for a tensor that is no variable, and for another dtype.
+            PopxlValueError: (a `ValueError`) for another shape.
+        """
+        for t, data in tensors.items():
+            self._write_host_value(t, data)
+        if self.is_attached:
+            self._weights.upload(tensors)
+
+    def _write_host_value(self, t: Variable, data: object) -> None:
+        if not isinstance(t, Variable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PopxlTypeError(
+                f"Tensor {getattr(t, 'id', t)} is not of type Variable. Type: {type(t).__name__}.",
+                hint="only variables can be written",
+            )
+        self._check_own(t)
+        wanted = t.dtype.as_numpy()
+        if isinstance(data, bool | int | float | complex | np.generic) and wanted.names is None:
+            data = to_numpy(data, t.dtype)
+        array = cast("HostArray", data)
+        if not isinstance(data, np.ndarray) or array.dtype != wanted:
+            raise PopxlTypeError(
+                f"The data for {t!r} have dtype {getattr(array, 'dtype', type(array))}, not {wanted}.",
+                hint="convert them first; variables are never cast",
+            )
+        if array.shape != t.shape_on_host:
+            raise PopxlValueError(
+                f"The data for {t!r} have shape {array.shape}, not {t.shape_on_host}.", hint="reshape them first"
+            )
+        if not t.host_value.flags.writeable:
+            raise PopxlValueError(
+                f"Cannot write {t!r}: the memory map that holds it is read-only.", hint='open it with mode "r+" or "c"'
+            )
+        self._weights.replace_host_value(t, array)
+
+    def _check_own(self, t: Tensor) -> None:
+        if t.ir != self._ir:
+            raise PopxlValueError(
+                f"Tensor {t.id} belongs to {t.ir!r}; this session runs {self._ir!r}.",
+                hint="use the session made from the tensor's Ir",
+            )
+
+    def __repr__(self) -> str:
+        state = "attached" if self.is_attached else "detached"
+        return f"Session[{self._ir!r} {state} {self._streaming_memory!r}]"
