@@ -1,0 +1,33 @@
+"""Which ops of a graph anything depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from popxl.aliasing import storage_roots
+from popxl.graph import Graph
+from popxl.op import Op
+from popxl.plan.program import Program
+from popxl.tensor import Tensor
+
+
+def needed_ops(program: Program, graph: Graph, ops: Iterable[Op], live_out: Iterable[Tensor]) -> list[Op]:
+    """Return, in order, the ops that have an effect or that `live_out` depends on. Views are left out.
+
+    Args:
+        program: The program.
+        graph: The graph.
+        ops: Its ops, in order.
+        live_out: Tensors whose final values are wanted.
+    """
+    live = {root for t in live_out for root in storage_roots(t)}
+    needed: list[Op] = []
+    for op in reversed(list(ops)):
+        if op.definition.is_view:
+            continue
+        written = [*op.outputs, *(op.inputs[i] for i in op.mutates)]
+        if program.has_effect(op) or any(root in live for t in written for root in storage_roots(t)):
+            live.update(root for t in op.read_inputs() for root in storage_roots(t))
+            needed.append(op)
+    needed.reverse()
+    return needed

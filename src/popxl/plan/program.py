@@ -1,0 +1,71 @@
+"""Facts about the graphs of a program that planning asks for: effects, sizes, what to inline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from popxl.graph import Graph
+from popxl.op import Control, Op
+from popxl.plan.host_values import host_values
+from popxl.tensor import Tensor
+
+#: A called graph of at most this many ops becomes part of the segment that calls it. A larger one is an
+#: executable of its own, compiled once however many call sites it has.
+SMALL_GRAPH_OPS = 16
+#: A loop or a branch whose graphs have at most this many ops is compiled into the segment around it. The host
+#: drives larger ones, at some 20 microseconds a step, and their bodies' executables are shared.
+SMALL_LOOP_OPS = 100
+#: A constant of at most this many elements is written into the code; a larger one is passed to it.
+SMALL_CONSTANT_ELEMENTS = 16
+
+
+@dataclass(slots=True)
+class Program:
+    """The reachable graphs of a program, and what is known of each."""
+
+    graphs: tuple[Graph, ...]
+    host_values: frozenset[Tensor] = frozenset()
+    _pure: dict[Graph, bool] = field(default_factory=dict["Graph", bool])
+    _size: dict[Graph, int] = field(default_factory=dict["Graph", int])
+    _large_constants: dict[Graph, bool] = field(default_factory=dict["Graph", bool])
+
+    def __post_init__(self) -> None:
+        self.host_values = host_values(self.graphs)
+
+    def is_pure(self, graph: Graph) -> bool:
+        """Whether no op of the graph, nor of the graphs it calls, has an effect."""
+        if graph not in self._pure:
+            self._pure[graph] = all(
+                op.definition.effect is None and all(self.is_pure(g) for g in op.called_graphs) for op in graph.ops
+            )
+        return self._pure[graph]
+
+    def size(self, graph: Graph) -> int:
+        """Number of ops, called graphs counted at each call."""
+        if graph not in self._size:
+            self._size[graph] = sum(
+                1 + sum(self.size(g) for g in op.called_graphs) for op in graph.ops if not op.definition.is_view
+            )
+        return self._size[graph]
+
+    def has_large_constants(self, graph: Graph) -> bool:
+        """Whether the graph or one it calls has a constant that should not be written into code."""
+        if graph not in self._large_constants:
+            self._large_constants[graph] = any(c.nelms > SMALL_CONSTANT_ELEMENTS for c in graph.constants) or any(
+                self.has_large_constants(g) for g in graph.called_graphs
+            )
+        return self._large_constants[graph]
+
+    def is_compiled_inline(self, op: Op) -> bool:
+        """Whether an op that calls graphs is compiled into the segment around it."""
+        written = [t.storage for t in op.outputs] + [op.inputs[i].storage for i in op.mutates]
+        if any(t in self.host_values for t in written):
+            return False
+        limit = SMALL_GRAPH_OPS if op.definition.control is Control.CALL else SMALL_LOOP_OPS
+        return all(
+            self.is_pure(g) and self.size(g) <= limit and not self.has_large_constants(g) for g in op.called_graphs
+        )
+
+    def has_effect(self, op: Op) -> bool:
+        """Whether running the op can be told from not running it, apart from its outputs."""
+        return op.definition.effect is not None or not all(self.is_pure(g) for g in op.called_graphs)

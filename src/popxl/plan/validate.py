@@ -1,0 +1,136 @@
+"""Checks of a whole program, made when a session takes it."""
+
+from __future__ import annotations
+
+from popxl.aliasing import storage_roots
+from popxl.errors import CoreError, PopxlValueError, RemoteOffsetError
+from popxl.graph import Graph
+from popxl.ir import Ir
+from popxl.op import Effect, Op
+from popxl.tensor import Constant, Tensor, Variable
+from popxl.tensorlocation import ExecutionContext
+
+
+def check_program(ir: Ir) -> None:
+    """Check what only the finished program tells: remote variables, static offsets, rows that changed shape.
+
+    Raises:
+        RemoteOffsetError: (a `ValueError`) for an offset of at least ``entries``.
+        PopxlValueError: (a `ValueError`) for a shape or dtype that differs from the buffer's.
+    """
+    for v in ir.main_graph.variables:
+        if v.location_info.isRemote():
+            _check_remote_variable(ir, v)
+    for graph in ir.reachable_graphs():
+        for op in graph.ops:
+            if op.definition.effect in (Effect.REMOTE_LOAD, Effect.REMOTE_STORE):
+                _check_transfer(op)
+
+
+def _check_remote_variable(ir: Ir, v: Variable) -> None:
+    buffer_id, offset = v.location_info.getRemoteBufferInfo()
+    info = ir.remote_buffers.get(buffer_id)
+    where = f"{v!r} in row {offset} of remote buffer {buffer_id}"
+    if info is None:
+        raise PopxlValueError(
+            f"{ir!r} has no remote buffer {buffer_id}.",
+            where=where,
+            hint="pass the id of a popxl.remote_buffer to setRemoteBufferInfo",
+        )
+    if v.consumers:
+        raise PopxlValueError(
+            f"Remote variable {v.id} is used by an op, but its value is in Streaming Memory.",
+            where=v.consumers[0].where,
+            hint="load it with popxl.ops.remote_load and use the result",
+        )
+    if not 0 <= offset < info.entries:
+        raise RemoteOffsetError(
+            f"Offset {offset} is outside remote buffer {buffer_id}, which has {info.entries} entries.",
+            where=where,
+            hint=f"use 0 <= offset < {info.entries}, or set buffer.entries to at least {offset + 1}",
+        )
+    if v.dtype != info.dtype:
+        raise PopxlValueError(
+            f"Remote variable {v.id} has dtype {v.dtype}, remote buffer {buffer_id} has {info.dtype}.",
+            where=where,
+            hint="pass dtype= to remote_variable, or make the buffer with the variable's dtype",
+        )
+    if v.shape != info.shape:
+        raise PopxlValueError(
+            f"Remote variable {v.id} has shape {v.shape}, a row of remote buffer {buffer_id} has {info.shape}.",
+            where=where,
+            hint="make the buffer with the variable's shape on one replica",
+        )
+
+
+def _check_transfer(op: Op) -> None:
+    buffer = op.attributes["buffer"]
+    t, offset = (op.outputs[0] if op.outputs else op.inputs[0]), op.inputs[1]
+    if t.shape != buffer.tensor_shape or t.dtype != buffer.tensor_dtype:
+        raise PopxlValueError(
+            f"{t!r} does not match {buffer!r}: the buffer was changed after the op was made.",
+            where=op.where,
+            hint="call set_remote_buffer_info before making loads and stores",
+        )
+    if isinstance(offset, Constant):
+        entry = int(offset.host_value.reshape(()))
+        if not 0 <= entry < buffer.entries:
+            raise RemoteOffsetError(
+                f"Offset {entry} is outside {buffer!r}, which has {buffer.entries} entries.",
+                where=op.where,
+                hint=f"use 0 <= offset < {buffer.entries}, or set buffer.entries to at least {entry + 1}",
+            )
+
+
+_CONTEXT_ORDER = (
+    ExecutionContext.WeightsFromHostFragment,
+    ExecutionContext.Normal,
+    ExecutionContext.AccumulateOuterFragment,
+    ExecutionContext.WeightsToHostFragment,
+)
+
+
+def check_inplacing(ir: Ir) -> None:
+    """Check that each in-place op is ordered against every other use of the same storage (spec ``core.md`` §6).
+
+    Raises:
+        CoreError: (a `RuntimeError`) for the first pair that is not.
+    """
+    for graph in ir.reachable_graphs():
+        _check_graph_inplacing(graph)
+
+
+def _check_graph_inplacing(graph: Graph) -> None:
+    ops = list(graph.ops)
+    before = _predecessors(ops)
+    users: dict[Tensor, list[int]] = {}
+    for i, op in enumerate(ops):
+        for root in dict.fromkeys(r for t in op.inputs for r in storage_roots(t)):
+            users.setdefault(root, []).append(i)
+    for i, op in enumerate(ops):
+        for root in (r for k in op.mutates for r in storage_roots(op.inputs[k])):
+            for j in users[root]:
+                if i != j and not ops[j].definition.is_view and not (before[i] >> j | before[j] >> i) & 1:
+                    raise CoreError(
+                        f"Inplacing ambiguity detected. {op!r} modifies {root.id}, and {ops[j]!r} uses it; nothing "
+                        "says which comes first.",
+                        where=op.where,
+                        hint="wrap both in `with popxl.in_sequence():`, or use the result of one in the other",
+                    )
+
+
+def _predecessors(ops: list[Op]) -> list[int]:
+    """For each op the set of ops that must come before it, as the bits of an int."""
+    numbers = {id(op): i for i, op in enumerate(ops)}
+    contexts = {c: sum(1 << i for i, op in enumerate(ops) if op.execution_context is c) for c in _CONTEXT_ORDER}
+    before: list[int] = []
+    for op in ops:
+        direct = [t.producer for t in op.inputs if t.producer is not None] + list(op.after)
+        bits = 0
+        for p in direct:
+            bits |= before[numbers[id(p)]] | 1 << numbers[id(p)]
+        if op.execution_context in _CONTEXT_ORDER:
+            for c in _CONTEXT_ORDER[: _CONTEXT_ORDER.index(op.execution_context)]:
+                bits |= contexts[c]
+        before.append(bits)
+    return before

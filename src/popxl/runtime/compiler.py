@@ -1,0 +1,93 @@
+"""Compiles the segments of a plan with XLA, each distinct one once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from popxl.ops._jax import jax
+from popxl.plan.steps import Branch, Call, Compute, GraphPlan, Loop, Segment, Step
+from popxl.runtime.lowering import segment_avals, segment_function
+
+Executable = Callable[..., Any]
+# XLA compiles outside the GIL; tracing does not, so a few threads are enough.
+_THREADS = 4
+
+
+def compile_plan(plan: GraphPlan, device: Any, cache_directory: str | None) -> dict[Hashable, Executable]:
+    """Return the executable of each distinct segment of a plan and of the plans it calls, by the segment's key.
+
+    Args:
+        plan: The plan.
+        device: Where the executables run.
+        cache_directory: Where compiled programs are kept for later processes, if anywhere.
+    """
+    segments = {s.key: s for s in plan_segments(plan)}
+    with _persistent_cache(cache_directory), ThreadPoolExecutor(_THREADS) as pool:
+        executables = pool.map(partial(_compile, device=device), segments.values())
+        return dict(zip(segments, executables, strict=True))
+
+
+def plan_segments(plan: GraphPlan) -> Iterator[Segment]:
+    """Yield every segment of a plan and of the plans it calls, those of each plan once."""
+    seen: set[int] = set()
+    stack = [plan]
+    while stack:
+        current = stack.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        for step in current.steps:
+            if isinstance(step, Compute):
+                yield step.segment
+            stack += _bodies(step)
+
+
+def _bodies(step: Step) -> list[GraphPlan]:
+    match step:
+        case Call():
+            return [step.body]
+        case Loop():
+            return [step.call.body]
+        case Branch():
+            return [step.then_call.body, step.else_call.body]
+        case _:
+            return []
+
+
+def _compile(segment: Segment, device: Any) -> Executable:
+    with jax.default_device(device), jax.enable_x64(True):
+        function = jax.jit(segment_function(segment), donate_argnums=segment.donated)
+        lowered: Any = function.lower(*segment_avals(segment))
+        return lowered.compile()
+
+
+@contextmanager
+def _persistent_cache(directory: str | None) -> Generator[None]:
+    """Let JAX keep compiled programs in `directory` while the block runs."""
+    if directory is None:
+        yield
+        return
+    settings: dict[str, Any] = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    _configure(settings)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    # JAX opens the directory once per process otherwise, and would stay with the first one for good.
+    reset_cache()

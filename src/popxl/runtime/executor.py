@@ -1,0 +1,229 @@
+"""Walks a plan. It decides nothing: each step says what to do and where the values are."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from popxl.errors import RemoteOffsetError
+from popxl.op import Op
+from popxl.ops._jax import jax, jnp
+from popxl.plan.steps import (
+    Branch,
+    Call,
+    Compute,
+    Evaluate,
+    Free,
+    GraphPlan,
+    HostLoad,
+    HostStore,
+    Loop,
+    Print,
+    RemoteLoad,
+    RemoteStore,
+    Step,
+)
+from popxl.runtime.compiler import Executable
+from popxl.runtime.host_io import HostStreams
+from popxl.runtime.printing import print_value
+from popxl.runtime.streaming.tier import Tier
+from popxl.tensor import Constant, Tensor
+
+Array = Any
+Frame = list[Array]
+
+
+class Executor:
+    """Runs a program's plan on one device, with one Streaming Memory tier.
+
+    Args:
+        plan: The plan of the main graph.
+        executables: The executable of each segment, by its key.
+        device: The device.
+        tier: Streaming Memory.
+    """
+
+    def __init__(self, plan: GraphPlan, executables: Mapping[Hashable, Executable], device: Any, tier: Tier) -> None:
+        self._plan = plan
+        self._executables = executables
+        self._device = device
+        self._tier = tier
+        self._constants: dict[Constant, Array] = {}
+        self._streams = HostStreams({}, {})
+        self._actions: dict[type[Step], Callable[[Frame, Any], None]] = {
+            Compute: self._compute,
+            Evaluate: self._evaluate,
+            HostLoad: self._host_load,
+            HostStore: self._host_store,
+            Print: self._print,
+            RemoteLoad: self._remote_load,
+            RemoteStore: self._remote_store,
+            Call: self._call,
+            Loop: self._loop,
+            Branch: self._branch,
+            Free: self._free,
+        }
+
+    def run(self, variables: dict[Tensor, Array], streams: HostStreams) -> None:
+        """Run the main graph once.
+
+        Args:
+            variables: The device's value of each variable; replaced by the new values, also when a step fails.
+            streams: The host streams of this run.
+        """
+        self._streams = streams
+        plan = self._plan
+        frame = self._new_frame(plan)
+        for slot, v in plan.variables:
+            frame[slot] = variables[v]
+        try:
+            with jax.default_device(self._device), jax.enable_x64(True):
+                self._walk(plan, frame)
+                streams.flush()
+        except BaseException:
+            # The plan counts on what the rest of the run would have done: now a row may be a variable's own memory.
+            for slot, _ in plan.variables:
+                frame[slot] = jnp.array(frame[slot], copy=True)
+            raise
+        finally:
+            for slot, v in plan.variables:
+                variables[v] = frame[slot]
+            self._streams = HostStreams({}, {})
+
+    def _new_frame(self, plan: GraphPlan) -> Frame:
+        frame: Frame = [None] * plan.slot_count
+        for slot, constant in plan.constants:
+            if constant not in self._constants:
+                self._constants[constant] = self._constant_value(constant)
+            frame[slot] = self._constants[constant]
+        return frame
+
+    def _constant_value(self, constant: Constant) -> Array:
+        """A single number stays on the host, where offsets are read; anything larger goes to the device once."""
+        value = constant.host_value.view(constant.dtype.storage)
+        return value if constant.nelms == 1 else jax.device_put(value, may_alias=False)
+
+    def _walk(self, plan: GraphPlan, frame: Frame) -> None:
+        actions = self._actions
+        for step in plan.steps:
+            actions[type(step)](frame, step)
+
+    # Compute
+
+    def _compute(self, frame: Frame, step: Compute) -> None:
+        results = self._executables[step.segment.key](*[frame[i] for i in step.inputs])
+        for slot, value in zip(step.outputs, results, strict=True):
+            frame[slot] = value
+
+    def _evaluate(self, frame: Frame, step: Evaluate) -> None:
+        op = step.op
+        host = op.definition.host
+        assert host is not None
+        (target,) = op.outputs
+        with np.errstate(all="ignore"):  # integers wrap around, as on the device
+            result = host(*[np.asarray(frame[i]) for i in step.inputs], **op.attributes)
+        frame[step.output] = np.asarray(result).astype(target.dtype.storage).reshape(target.shape)
+
+    # Transfers
+
+    def _host_load(self, frame: Frame, step: HostLoad) -> None:
+        frame[step.output] = self._streams.load(step.op)
+
+    def _host_store(self, frame: Frame, step: HostStore) -> None:
+        self._streams.store(step.op, frame[step.input])
+
+    def _print(self, frame: Frame, step: Print) -> None:
+        frame[step.output] = frame[step.input]
+        if step.op.attributes["print_self"]:
+            print_value(step.op, np.asarray(frame[step.input]))
+
+    def _remote_load(self, frame: Frame, step: RemoteLoad) -> None:
+        entry = self._entry(step.op, frame[step.offset])
+        frame[step.output] = self._at(step.op, lambda: self._tier.load(step.buffer_id, entry))
+
+    def _remote_store(self, frame: Frame, step: RemoteStore) -> None:
+        entry = self._entry(step.op, frame[step.offset])
+        value = frame[step.input]
+        self._at(step.op, lambda: self._tier.store(step.buffer_id, entry, value))
+
+    def _entry(self, op: Op, offset: Array) -> int:
+        """The offset as a number; this waits for the device if the offset comes from there."""
+        entry = operator.index(np.asarray(offset).reshape(()).item())
+        buffer = op.attributes["buffer"]
+        if not 0 <= entry < buffer.entries:
+            raise RemoteOffsetError(
+                f"Offset {entry} is outside {buffer!r}, which has {buffer.entries} entries.",
+                where=op.where,
+                hint=f"offsets must satisfy 0 <= offset < {buffer.entries}; no row was touched",
+            )
+        return entry
+
+    @staticmethod
+    def _at(op: Op, transfer: Callable[[], Array]) -> Array:
+        """Do a transfer; an error says which op of the user's program it belongs to."""
+        try:
+            return transfer()
+        except Exception as error:
+            error.add_note(f"  At: {op.where}")
+            raise
+
+    # Control
+
+    def _call(self, frame: Frame, step: Call) -> None:
+        arguments = [frame[i] for i in step.inputs]
+        self._release(frame, step)
+        inner = self._new_frame(step.body)
+        try:
+            self._run_body(step, inner, arguments)
+        finally:
+            # Also when a step fails: the callee may have reused the memory that the caller's slot still names.
+            for position, slot in step.written_back:
+                frame[slot] = inner[step.body.inputs[position]]
+        self._take_outputs(frame, step, [inner[slot] for slot in step.body.outputs])
+
+    def _loop(self, frame: Frame, step: Loop) -> None:
+        call = step.call
+        state = [None, None, *(frame[i] for i in call.inputs)]
+        self._release(frame, call)
+        first, carried = 2, len(call.outputs)
+        for i in range(step.count):
+            state[:first] = [np.asarray(i, np.int32), np.asarray(True)]
+            inner = self._new_frame(call.body)
+            try:
+                self._run_body(call, inner, state)
+            finally:
+                for position, slot in call.written_back:
+                    state[position] = frame[slot] = inner[call.body.inputs[position]]
+            state[first : first + carried] = [inner[slot] for slot in call.body.outputs[1:]]
+        if not step.count:
+            for position, slot in call.written_back:
+                frame[slot] = state[position]
+        self._take_outputs(frame, call, state[first : first + carried])
+
+    def _branch(self, frame: Frame, step: Branch) -> None:
+        taken = bool(np.asarray(frame[step.condition]).reshape(()))
+        self._call(frame, step.then_call if taken else step.else_call)
+
+    def _run_body(self, call: Call, inner: Frame, arguments: Sequence[Array]) -> None:
+        for slot, value in zip(call.body.inputs, arguments, strict=True):
+            inner[slot] = value
+        self._walk(call.body, inner)
+
+    @staticmethod
+    def _take_outputs(frame: Frame, call: Call, values: Sequence[Array]) -> None:
+        for slot, value in zip(call.outputs, values, strict=True):
+            if slot >= 0:
+                frame[slot] = value
+
+    @staticmethod
+    def _release(frame: Frame, call: Call) -> None:
+        for slot in call.released:
+            frame[slot] = None
+
+    @staticmethod
+    def _free(frame: Frame, step: Free) -> None:
+        for slot in step.slots:
+            frame[slot] = None

@@ -1,0 +1,57 @@
+"""Aligned memory. JAX on CPU uses NumPy memory in place only where it starts at a multiple of 64 bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from popxl.errors import StreamingMemoryError
+
+from .tier import BufferSpec
+
+JAX_ALIGNMENT_BYTES = 64
+PAGE_BYTES = 4096
+
+
+def aligned_bytes(spec: BufferSpec, *, zeros: bool = False) -> npt.NDArray[np.uint8]:
+    """Fresh memory for one entry, as raw bytes.
+
+    Entries of a page or more start at a page, as direct I/O will want; smaller ones at 64 bytes, since an extra page
+    each would cost more than they hold.
+
+    Args:
+        spec: The buffer that the entry belongs to.
+        zeros: Whether to clear it. Large cleared memory takes no physical page until somebody writes to it.
+
+    Returns:
+        uint8, shape ``(spec.entry_bytes,)``, writeable.
+
+    Raises:
+        StreamingMemoryError: There is not that much memory.
+
+    Example:
+        >>> raw = aligned_bytes(BufferSpec(1, (3,), np.dtype("float32"), entries=1))
+        >>> raw.shape, raw.ctypes.data % 64
+        ((12,), 0)
+    """
+    alignment = PAGE_BYTES if spec.entry_bytes >= PAGE_BYTES else JAX_ALIGNMENT_BYTES
+    allocate = np.zeros if zeros else np.empty
+    try:
+        block = allocate(spec.entry_bytes + alignment, np.uint8)
+    except (MemoryError, ValueError, OverflowError) as error:  # NumPy's three ways to say "too large"
+        raise StreamingMemoryError(
+            f"There is no memory for one entry of remote buffer {spec.buffer_id}: {spec.entry_bytes} bytes for shape "
+            f"{spec.shape} and dtype {spec.dtype}.",
+            hint="split the tensor over several entries.",
+        ) from error
+    start = -block.ctypes.data % alignment
+    return block[start : start + spec.entry_bytes]
+
+
+def frozen_entry(raw: npt.NDArray[np.uint8], spec: BufferSpec) -> npt.NDArray[Any]:
+    """The entry that ``raw`` holds: a read-only view of the buffer's shape and dtype, no copy."""
+    entry = raw.view(spec.dtype).reshape(spec.shape)
+    entry.flags.writeable = False
+    return entry
