@@ -1,5 +1,14 @@
 """Settings of Sphinx; built by `./dev docs`."""
 
+import sys
+from pathlib import Path
+
+# The pages that are written from the code stand beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
+import _generate_ops
+
+_generate_ops.write()
+
 project = "OpenPopXL"
 author = "The OpenPopXL developers"
 project_copyright = "the OpenPopXL developers"

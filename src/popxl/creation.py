@@ -240,7 +240,7 @@ def _create_variable(
             f"You cannot initialise a variable tensor within a graph. The current graph is `{graph.name}`.",
             hint="create it in `with ir.main_graph:` and pass it into the graph as an input",
         )
-    mode = retrieval_mode or "one_per_group"
+    mode = "one_per_group" if retrieval_mode is None else retrieval_mode
     if mode not in ("one_per_group", "all_replicas"):
         raise PopxlValueError(
             f"Invalid retrieval_mode: {retrieval_mode!r}.", hint='use "one_per_group" or "all_replicas"'

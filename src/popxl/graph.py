@@ -133,7 +133,7 @@ class Graph:
 
     def __contains__(self, value: Tensor) -> bool:
         if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise PopxlTypeError(f"Only a Tensor can be in a graph, not {value!r}.")
+            raise PopxlTypeError(f"Only a Tensor can be in a graph, not {value!r}.", hint="ask for graph.tensors")
         return value.id in self._tensors and value.ir == self._ir
 
     # Building
@@ -202,7 +202,7 @@ class Graph:
 
     def __eq__(self, value: object) -> bool:
         if not isinstance(value, Graph):
-            raise PopxlTypeError(f"Cannot compare a Graph with {value!r}.")
+            raise PopxlTypeError(f"Cannot compare a Graph with {value!r}.", hint="compare its id, or test with `is`")
         return self._id == value._id and self._ir == value._ir
 
     def __hash__(self) -> int:

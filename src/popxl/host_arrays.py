@@ -25,7 +25,7 @@ def full_shape(ir: Ir, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*extra_dims(ir), *shape)
 
 
-def check_streams(given: Mapping[Any, HostArray], expected: set[Any], kind: str) -> None:
+def check_streams(given: Mapping[Any, Any], expected: set[Any], kind: str) -> None:
     """Check that exactly the `expected` streams are `given`. `kind` is ``"input"`` or ``"output"``."""
     if set(given) == expected:
         return

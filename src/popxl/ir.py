@@ -242,7 +242,7 @@ class Ir:
 
     def __eq__(self, value: object) -> bool:
         if not isinstance(value, Ir):
-            raise PopxlTypeError(f"Cannot compare an Ir with {value!r}.")
+            raise PopxlTypeError(f"Cannot compare an Ir with {value!r}.", hint="test for None with `is`")
         return self._id == value._id
 
     def __repr__(self) -> str:

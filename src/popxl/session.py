@@ -224,7 +224,9 @@ class Session:
         inputs, outputs = inputs or {}, outputs or {}
         check_streams(inputs, self._inputs, "input")
         # What a 64-bit stream wants stays as it is.
-        arrays = {s: to_numpy(a, downcast=downcast_inputs and s.dtype.nbytes < 8) for s, a in inputs.items()}
+        arrays = {
+            s: to_numpy(a, downcast=downcast_inputs and s.dtype.nbytes < 8, copy=False) for s, a in inputs.items()
+        }
         self._validate_run_inputs(arrays)
         self._validate_run_outputs(outputs)
         ins: dict[Stream, HostArray] = {s: as_items(self._ir, s, check_dtype(s, a)) for s, a in arrays.items()}
@@ -353,8 +355,8 @@ class Session:
             )
         self._check_own(t)
         wanted = t.dtype.as_numpy()
-        if isinstance(data, bool | int | float | complex | np.generic) and wanted.names is None:
-            data = to_numpy(data, t.dtype)
+        if isinstance(data, bool | int | float | np.generic) and wanted.names is None:
+            data = to_numpy(np.asarray(data), t.dtype)
         array = cast("HostArray", data)
         if not isinstance(data, np.ndarray) or array.dtype != wanted:
             raise PopxlTypeError(

@@ -271,9 +271,7 @@ class Tensor:
         return _ops().detach_(self)
 
     def diag(self) -> Tensor:
-        """Return every ``columns + 1``-th element of a matrix, a copy: of a square one the diagonal.
-
-        A matrix of R rows and C columns gives ``ceil(R * C / (C + 1))`` elements: a tall one more than its diagonal.
+        """Return the main diagonal of a matrix, shape ``(min(rows, columns),)``, a copy.
 
         Raises:
             PopxlValueError: (a `ValueError`) if the rank is not 2.
@@ -282,7 +280,8 @@ class Tensor:
             raise PopxlValueError(
                 f"Diag expected a 2d tensor. {self.id} has shape {self.shape}.", hint="reshape it to a matrix first"
             )
-        return self.flatten()[:: self.shape[1] + 1]
+        rows, columns = self.shape
+        return self.flatten()[: min(rows, columns) * columns : columns + 1]
 
     def copy_to_ipu(self, destination: int, source: int | None = None) -> Tensor:
         """Return `popxl.ops.ipu_copy` of this tensor."""
@@ -377,11 +376,17 @@ class Tensor:
     __iter__ = None
 
     def __contains__(self, value: object) -> NoReturn:
-        raise PopxlTypeError(f"Cannot use `in` on tensor {self.id}: its values are not known while building.")
+        raise PopxlTypeError(
+            f"Cannot use `in` on tensor {self.id}: its values are not known while building.",
+            hint="compare with popxl.ops.equal, and look at the result when the program runs",
+        )
 
     def __len__(self) -> int:
         if not self._shape:
-            raise PopxlValueError(f"Tensor {self.id} is a scalar: it has no length (nor a truth value).")
+            raise PopxlValueError(
+                f"Tensor {self.id} is a scalar: it has no length, nor a truth value while building.",
+                hint="use popxl.ops.conditional or popxl.ops.where to decide by it",
+            )
         return self._shape[0]
 
     def __eq__(self, other: object) -> bool:

@@ -172,6 +172,11 @@ def test_an_op_with_a_lowering_has_samples_and_an_oracle(declaration: Declaratio
     assert declaration.oracle is not None
 
 
+@pytest.mark.parametrize("declaration", [d for d in LOWERED if d.twin_of], ids=lambda d: d.definition.type)
+def test_an_op_in_place_is_a_view_or_overwrites(declaration: Declaration) -> None:
+    assert declaration.definition.is_view != bool(declaration.definition.mutates)
+
+
 # Values
 
 
@@ -278,8 +283,8 @@ def test_what_is_written_to_a_view_is_read_from_it(declaration: Declaration, i: 
     new = codes.astype(view.dtype.storage)
     bases = [device_array(t) for t in called.arguments]
     with jax.enable_x64(True):
-        changed = called.op.definition.put(new, *bases, **called.op.attributes)  # type: ignore[misc]
-        again = called.op.definition.lower(*changed, **called.op.attributes)  # type: ignore[misc]
+        changed = called.op.definition.put(new, *bases, **called.op.attributes)
+        again = called.op.definition.lower(*changed, **called.op.attributes)
     assert_same_bits(again, new)
 
 
@@ -289,8 +294,8 @@ def test_writing_what_a_view_holds_changes_nothing(declaration: Declaration, i: 
         called = call(declaration, fitting_samples(declaration)[i])
     bases = [device_array(t) for t in called.arguments]
     with jax.enable_x64(True):
-        new = called.op.definition.lower(*bases, **called.op.attributes)  # type: ignore[misc]
-        changed = called.op.definition.put(new, *bases, **called.op.attributes)  # type: ignore[misc]
+        new = called.op.definition.lower(*bases, **called.op.attributes)
+        changed = called.op.definition.put(new, *bases, **called.op.attributes)
     for actual, expected in zip(changed, bases, strict=True):
         assert_same_bits(actual, expected)
 
@@ -307,7 +312,9 @@ def test_the_text_of_a_program_shows_the_op_with_its_type(declaration: Declarati
     types = ", ".join(f"{t.dtype.name}{list(t.shape)}" for t in op.outputs)
     (line,) = [line.strip() for line in str(ir).splitlines() if line.strip().startswith(f"{names} = ")]
     assert line.startswith(f"{names} = {declaration.definition.type}(")
-    assert line.endswith(f" : {types}")
+    shown, _, aliased = line.rpartition(" : ")[2].partition(" alias of ")
+    assert shown == types
+    assert bool(aliased) == bool(op.aliases)
 
 
 # One declaration is all that a new op takes

@@ -128,7 +128,7 @@ def test_matmul_gives_floats_only() -> None:
 
 def test_a_memory_proportion_is_a_number() -> None:
     with pytest.raises(PopxlTypeError, match=r"^available_memory_proportion is 'most'"):
-        ops.matmul(of_shape(2, 2), of_shape(2, 2), "most")  # type: ignore[arg-type]
+        ops.matmul(of_shape(2, 2), of_shape(2, 2), "most")
 
 
 @pytest.mark.parametrize("position", range(2))

@@ -251,6 +251,7 @@ def define_view(
         oracle=of.oracle,
         samples=of.samples,
         put=put,
+        host=base.host,
         twin_of=of,
         elementwise=of.elementwise,
     )

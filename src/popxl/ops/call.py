@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from popxl.aliasing import is_writable
+import numpy as np
+
+from popxl.aliasing import is_writable, overlap, storage_roots
 from popxl.context import get_current_graph
 from popxl.creation import constant
 from popxl.errors import CoreError, PopxlError, PopxlIndexError, PopxlTypeError, PopxlValueError
 from popxl.graph import Graph
 from popxl.op import Control, Op, ShapeDtype
-from popxl.ops._define import define
+from popxl.ops._define import Declaration, define
 from popxl.tensor import Tensor, TensorLike
 from popxl.utils import table_to_string
 
@@ -159,13 +161,10 @@ class CallSiteInfo:
         """
         for i, t in enumerate(self._op.inputs):
             if t == parent_tensor:
-                return self._graph_input(i + self._op.definition.first_input)
+                return self.called_graph.inputs[i + self._op.definition.first_input]
         raise PopxlValueError(
             f"Tensor {parent_tensor.name} is not a parent graph input of the call site.", where=self._op.where
         )
-
-    def _graph_input(self, idx: int) -> Tensor:
-        return self.called_graph.inputs[self.parent_to_graph_input_index(idx)]
 
     def set_parent_input_modified(self, parent_tensor: Tensor, infer_modified_regions: bool = False) -> None:
         """Let what the graph does in place to an input happen to the caller's tensor as well.
@@ -175,7 +174,8 @@ class CallSiteInfo:
             infer_modified_regions: Accepted; the result is the same.
 
         Raises:
-            CoreError: (a `RuntimeError`) if the tensor is passed to no input or to several.
+            CoreError: (a `RuntimeError`) if the tensor is passed to no input or to several, or shares storage
+                with another one that is modified.
         """
         self._op.graph.ir.check_open()
         places = [i for i, t in enumerate(self._op.inputs) if t == parent_tensor]
@@ -185,7 +185,10 @@ class CallSiteInfo:
                 f"it is passed to {len(places)}.",
                 where=self._op.where,
             )
-        self._op.mutates = tuple(sorted({*self._op.mutates, *places}))
+        if is_writable(parent_tensor):
+            mutated = sorted({*self._op.mutates, *places})
+            _check_separate([self._op.inputs[i] for i in mutated])
+            self._op.mutates = tuple(mutated)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}[{self._op!r}]"
@@ -193,29 +196,47 @@ class CallSiteInfo:
 
 def emit_call(graph: Graph, parents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Add the op that calls `graph` with its inputs in order."""
-    return CALL.emit(
-        {f"input {i}": t for i, t in enumerate(parents)},
-        [t.name for t in graph.outputs],
-        graphs=(graph,),
-        outputs=output_specs(graph.outputs),
-        mutates=by_ref_inputs(graph, parents),
-        same_place=False,
+    inputs = {f"input {i}": t for i, t in enumerate(parents)}
+    return emit_call_site(CALL, inputs, (graph,), graph.outputs, mutates=by_ref_inputs(graph, parents))
+
+
+def emit_call_site(
+    declaration: Declaration,
+    inputs: Mapping[str, Tensor],
+    graphs: tuple[Graph, ...],
+    like: tuple[Tensor, ...],
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    """Add an op that runs `graphs`.
+
+    Args:
+        declaration: The op.
+        inputs: The caller's tensors, by what errors call them.
+        graphs: The graphs.
+        like: For each output, a tensor of the same name, shape, dtype and meta shape.
+        names: Names of the outputs, where other than those of `like`.
+        options: As for `Declaration.emit`.
+    """
+    specs = tuple(ShapeDtype(t.shape, t.dtype) for t in like)
+    outputs = declaration.emit(
+        inputs, names or [t.name for t in like], graphs=graphs, outputs=specs, same_place=False, **options
     )
-
-
-def output_specs(outputs: tuple[Tensor, ...]) -> tuple[ShapeDtype, ...]:
-    """Return what a call site must know of the called graph's outputs."""
-    return tuple(ShapeDtype(t.shape, t.dtype) for t in outputs)
+    for output, t in zip(outputs, like, strict=True):
+        output.meta_shape = t.meta_shape
+    return outputs
 
 
 def by_ref_inputs(graph: Graph, parents: tuple[Tensor, ...]) -> tuple[int, ...]:
     """Return the inputs that the call site overwrites: those by reference.
 
     Raises:
-        CoreError: (a `RuntimeError`) if a tensor goes to an input by reference and to another one.
+        CoreError: (a `RuntimeError`) if a tensor goes to an input by reference and to another one, or if two
+            that go by reference share storage.
     """
     by_ref = graph.by_ref_inputs
-    mutated = tuple(i for i, t in enumerate(graph.inputs) if t in by_ref and is_writable(parents[i]))
+    given = list(zip(graph.inputs, parents, strict=False))
+    mutated = tuple(i for i, (t, parent) in enumerate(given) if t in by_ref and is_writable(parent))
     for i in mutated:
         if parents.count(parents[i]) > 1:
             raise CoreError(
@@ -223,7 +244,22 @@ def by_ref_inputs(graph: Graph, parents: tuple[Tensor, ...]) -> tuple[int, ...]:
                 "and to another input as well.",
                 hint="pass a copy (popxl.ops.identity) to the other input",
             )
+    _check_separate([parents[i] for i in mutated])
     return mutated
+
+
+def _check_separate(modified: Sequence[Tensor]) -> None:
+    """Check that no two of the tensors that a call site overwrites share storage: one write would undo the other."""
+    seen: dict[Tensor, list[Tensor]] = {}
+    for t in modified:
+        for root in set(storage_roots(t)):
+            for other in seen.setdefault(root, []):
+                if overlap(other, t):
+                    raise CoreError(
+                        f"Tensors {other.id} and {t.id} share storage, and both are passed by reference.",
+                        hint="pass only one of them, and make the other from it inside the graph",
+                    )
+            seen[root].append(t)
 
 
 def match_inputs(
@@ -277,7 +313,8 @@ def match_inputs(
 
 def _flatten(inputs: Iterable[Any]) -> Iterable[Any]:
     for value in inputs:
-        if isinstance(value, Iterable) and not isinstance(value, str | Tensor):
+        is_number = getattr(value, "ndim", None) == 0  # an array without axes is iterable in name only
+        if isinstance(value, Iterable) and not isinstance(value, str | Tensor) and not is_number:
             yield from cast("Iterable[Any]", value)
         else:
             yield value
@@ -287,7 +324,7 @@ def _as_tensor(value: Any, target: Tensor, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     try:
-        if value is None or isinstance(value, str):
+        if value is None or isinstance(value, str) or (target.nelms and not np.size(value)):
             raise PopxlTypeError("it is no number")
         return constant(value, target.dtype)
     except (PopxlError, TypeError, ValueError) as error:

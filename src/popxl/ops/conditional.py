@@ -11,7 +11,7 @@ from popxl.errors import PopxlIndexError, PopxlNotImplementedError, PopxlTypeErr
 from popxl.graph import Graph
 from popxl.op import Control
 from popxl.ops._define import define
-from popxl.ops.call import CallSiteInfo, match_inputs, output_specs
+from popxl.ops.call import CallSiteInfo, emit_call_site, match_inputs
 from popxl.ops.utils import check_in_graph
 from popxl.tensor import Tensor, TensorLike
 
@@ -71,18 +71,14 @@ def conditional_with_info(
     else_parents = match_inputs(
         else_branch, else_inputs or (), else_inputs_dict, "else_branch", check_inputs=check_inputs
     )
+    inputs = {
+        "cond": cond,
+        **{f"then input {i}": t for i, t in enumerate(then_parents)},
+        **{f"else input {i}": t for i, t in enumerate(else_parents)},
+    }
     branch_outputs = zip(then_branch.outputs, else_branch.outputs, strict=True)
-    IF.emit(
-        {
-            "cond": cond,
-            **{f"then input {i}": t for i, t in enumerate(then_parents)},
-            **{f"else input {i}": t for i, t in enumerate(else_parents)},
-        },
-        [f"{t.name}_or_{e.name}" for t, e in branch_outputs],
-        graphs=(then_branch, else_branch),
-        outputs=output_specs(then_branch.outputs),
-        same_place=False,
-    )
+    names = [f"{t.name}_or_{e.name}" for t, e in branch_outputs]
+    emit_call_site(IF, inputs, (then_branch, else_branch), then_branch.outputs, names)
     return ConditionalSiteInfo(get_current_graph().ops[-1])
 
 
@@ -167,11 +163,15 @@ class ConditionalSiteInfo(CallSiteInfo):
             f"Tensor {graph_tensor.name} is not an input or output of the called graph(s).", where=self._op.where
         )
 
-    def _graph_input(self, idx: int) -> Tensor:
-        if idx == 0:
-            raise PopxlValueError("The condition is not passed to either branch.", where=self._op.where)
-        branch = 0 if self.is_parent_index_in_then_branch(idx) else 1
-        return self.called_graph[branch].inputs[self.parent_to_graph_input_index(idx)]
+    def parent_to_graph(self, parent_tensor: Tensor) -> Tensor:
+        """Return the input of the then branch, else of the else branch, that a tensor of the caller feeds."""
+        then_graph, else_graph = self.called_graph
+        for t, graph_input in zip(self._op.inputs[1:], (*then_graph.inputs, *else_graph.inputs), strict=False):
+            if t == parent_tensor:
+                return graph_input
+        raise PopxlValueError(
+            f"Tensor {parent_tensor.name} is not a parent graph input of the call site.", where=self._op.where
+        )
 
     def set_parent_input_modified(self, parent_tensor: Tensor, infer_modified_regions: bool = True) -> NoReturn:
         """Not available: branches take their inputs by value."""

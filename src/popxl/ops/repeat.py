@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from popxl import dtypes
+from popxl.aliasing import storage_roots
 from popxl.context import get_current_graph, no_name_scopes
-from popxl.errors import PopxlValueError
+from popxl.errors import PopxlTypeError, PopxlValueError
 from popxl.graph import Graph
 from popxl.graph_function import graph_input, graph_output
 from popxl.op import Control
 from popxl.ops._define import define
-from popxl.ops.call import CallSiteInfo, by_ref_inputs, emit_call, match_inputs, output_specs
+from popxl.ops.call import CallSiteInfo, by_ref_inputs, emit_call, emit_call_site, match_inputs
 from popxl.tensor import Tensor, TensorLike
 
 
@@ -36,6 +38,7 @@ def repeat(
     Raises:
         PopxlValueError: (a `ValueError`) if `repeat_count` is negative, the body has more outputs than
             inputs, or an output does not fit the input that it feeds; and as `popxl.ops.call`.
+        PopxlTypeError: (a `TypeError`) if `repeat_count` is no int.
 
     Example:
         >>> import popxl
@@ -61,8 +64,7 @@ def repeat_with_info(
     `CallSiteInfo.called_graph` is a wrapper around `graph`: its inputs are an iteration counter, a
     condition, and the graph's inputs; its outputs are the condition and the graph's outputs.
     """
-    if repeat_count < 0:
-        raise PopxlValueError(f"Repeat count must be >= 0. It is {repeat_count}.", hint="use 0 to run nothing")
+    count = _checked_count(repeat_count)
     if len(graph.inputs) < len(graph.outputs):
         raise PopxlValueError(
             f"To repeat the subgraph ({graph.id}) the number of inputs must be greater than or equal to the number "
@@ -77,16 +79,34 @@ def repeat_with_info(
                 hint="carried values keep shape and dtype; put values that do not change last",
             )
     parents = match_inputs(graph, inputs, inputs_dict, "called", check_inputs=check_inputs)
-    LOOP.emit(
+    emit_call_site(
+        LOOP,
         {f"input {i}": t for i, t in enumerate(parents)},
-        [t.name for t in graph.outputs],
-        graphs=(_wrap(graph),),
-        outputs=output_specs(graph.outputs),
-        mutates=by_ref_inputs(graph, parents),
-        same_place=False,
-        repeat_count=int(repeat_count),
+        (_wrap(graph),),
+        graph.outputs,
+        mutates=_overwritten(graph, parents),
+        repeat_count=count,
     )
     return CallSiteInfo(get_current_graph().ops[-1])
+
+
+def _checked_count(repeat_count: int) -> int:
+    try:
+        count = operator.index(repeat_count)
+    except TypeError:
+        raise PopxlTypeError(
+            f"The repeat count must be an int, not {repeat_count!r}.", hint="it is fixed when the program is built"
+        ) from None
+    if count < 0:
+        raise PopxlValueError(f"Repeat count must be >= 0. It is {count}.", hint="use 0 to run nothing")
+    return count
+
+
+def _overwritten(graph: Graph, parents: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """The inputs by reference, of the loop-invariant ones only those that the body modifies."""
+    modified = {root for op in graph.ops for i in op.mutates for root in storage_roots(op.inputs[i])}
+    carried = len(graph.outputs)
+    return tuple(i for i in by_ref_inputs(graph, parents) if i < carried or graph.inputs[i] in modified)
 
 
 def _wrap(graph: Graph) -> Graph:

@@ -137,13 +137,6 @@ def _lower_slice(t: Any, starts: Shape, stops: Shape, steps: Shape, axes: Shape)
     return _flip(lax.slice(t, low, high), steps, axes)
 
 
-def _keys(rank: int, starts: Shape, stops: Shape, steps: Shape, axes: Shape) -> tuple[builtins.slice, ...]:
-    keys = [builtins.slice(None)] * rank
-    for start, stop, step, axis in zip(starts, stops, steps, axes, strict=True):
-        keys[axis] = builtins.slice(start, stop if stop >= 0 else None, step)
-    return tuple(keys)
-
-
 def _slice_oracle(t: Any, start: Any = None, stop: Any = None, step: Any = None, axis: Any = None) -> Any:
     columns = [None if v is None else np.atleast_1d(np.array(v, object)) for v in (start, stop, step, axis)]
     count = next(len(c) for c in columns if c is not None)
@@ -165,6 +158,7 @@ def _slice_samples() -> Sequence[Sample]:
         sample(x, 5, None, -1, tolerance=0),
         sample(x, -9, 9, tolerance=0),
         sample(x, 2, 2, tolerance=0),
+        sample(x, -6, None, -1, tolerance=0),
         sample(grid3, [1, None], [None, -1], [1, -1], [-1, 0], tolerance=0),
         sample(grid3, step=[-1, 1, -1], tolerance=0),
         sample(grid(4, 2, dtype=np.int32), [0, 1], [3, 2], tolerance=0),
@@ -173,7 +167,9 @@ def _slice_samples() -> Sequence[Sample]:
 
 
 def _host_slice(t: Any, **attributes: Shape) -> Any:
-    return t[_keys(t.ndim, **attributes)]
+    low, high = _extents(t.shape, **attributes)
+    flipped = tuple(axis for step, axis in zip(attributes["steps"], attributes["axes"], strict=True) if step < 0)
+    return np.flip(t[tuple(builtins.slice(a, b) for a, b in zip(low, high, strict=True))], flipped)
 
 
 SLICE = define(

@@ -55,14 +55,13 @@ def assemble(rough: RoughGraph, owned: frozenset[int], plan_call: PlanCall, host
 
 
 def _live_after(rough: RoughGraph) -> list[set[Value]]:
-    """For each step, the values that later steps, the caller or the next run want."""
+    """For each step, those of its own values that later steps, the caller or the next run want."""
     live: set[Value] = {*rough.outputs, *rough.persistent}
     after: list[set[Value]] = []
     for step in reversed(rough.steps):
-        after.append(set(live))
-        live -= set(step.writes)
-        if isinstance(step, FinishedSegment):
-            live -= set(step.views)
+        made = {*step.writes, *(step.views if isinstance(step, FinishedSegment) else ())}
+        after.append(live.intersection((*step.reads, *made)))
+        live -= made
         live |= set(step.reads)
     after.reverse()
     return after
@@ -194,16 +193,17 @@ class _Assembler:
         first = op.definition.first_input
         hidden = 1 if call.is_loop else 0
         values: Sequence[Value] = tuple(t.storage for t in call.inputs)
-        given = frozenset(i + first for i, v in enumerate(values) if v in self.owned)
+        # What is passed twice, as a tensor and as its in-place successor, cannot be given away.
+        given = frozenset(i + first for i, v in enumerate(values) if v in self.owned and values.count(v) == 1)
         body = self._plan_call(call, given)
+        runs_once = not call.is_loop or op.attributes["repeat_count"] > 0
         owned: set[Value] = set()
         written_back: list[tuple[int, int]] = []
         for i in op.mutates:
             v = values[i] if values[i] in step.writes else Transferred(op, i)
             written_back.append((i + first, self._slot(v)))
-            if i + first in body.owned_inputs:
+            if i + first in body.owned_inputs and runs_once:
                 owned.add(v)
-        runs_once = not call.is_loop or op.attributes["repeat_count"] > 0
         for i, v in enumerate(values):
             if i + first in body.shared_inputs or not runs_once:
                 self._share(v)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from popxl import dtypes
-from popxl.aliasing import is_view
+from popxl.aliasing import is_view, storage_roots
 from popxl.graph import Graph
 from popxl.op import Control, Effect, Op
 from popxl.tensor import Constant, Tensor, Variable
@@ -22,13 +22,14 @@ def host_values(graphs: Sequence[Graph]) -> frozenset[Tensor]:
     wanted = [t.storage for g in graphs for op in g.ops for t in _steering(op)]
     found: set[Tensor] = set()
     writers = _writers(graphs)
+    reachable = set(graphs)
     while wanted:
         t = wanted.pop()
         if t in found or t not in known:
             continue
         found.add(t)
         wanted += [s for op in writers.get(t, ()) for s in _sources(op, t)]
-        wanted += list(_arguments(t))
+        wanted += list(_arguments(t, reachable))
     return frozenset(found)
 
 
@@ -59,6 +60,8 @@ def _writers(graphs: Iterable[Graph]) -> dict[Tensor, list[Op]]:
 def _known(graphs: Sequence[Graph]) -> set[Tensor]:
     """Assume every candidate known, then strike out what is not until nothing changes."""
     known = {t for g in graphs for t in g.tensors if _is_candidate(t) and not isinstance(t, Variable)}
+    known -= _overwritten_through_views(graphs)
+    reachable = set(graphs)
     writers = _writers(graphs)
     changed = True
     while changed:
@@ -66,12 +69,17 @@ def _known(graphs: Sequence[Graph]) -> set[Tensor]:
             t
             for t in known
             if not all(_knows(op, t, known) for op in writers.get(t, ()))
-            or not all(s in known for s in _arguments(t))
+            or not all(s in known for s in _arguments(t, reachable))
             or not (writers.get(t) or isinstance(t, Constant) or t in t.graph.inputs)
         }
         changed = bool(unknown)
         known -= unknown
     return known
+
+
+def _overwritten_through_views(graphs: Iterable[Graph]) -> set[Tensor]:
+    targets = (op.inputs[i] for graph in graphs for op in graph.ops for i in op.mutates)
+    return {root for t in targets if is_view(t) for root in storage_roots(t)}
 
 
 def _knows(op: Op, t: Tensor, known: set[Tensor]) -> bool:
@@ -103,12 +111,15 @@ def _sources(op: Op, t: Tensor) -> Iterator[Tensor]:
             yield graph.inputs[i + first].storage
 
 
-def _arguments(t: Tensor) -> Iterator[Tensor]:
-    """For an input of a graph: the storages that call sites pass in. A loop's counter and condition have none."""
+def _arguments(t: Tensor, reachable: set[Graph]) -> Iterator[Tensor]:
+    """For an input of a graph: the storages that call sites in `reachable` graphs pass in.
+
+    A loop's counter and condition have none.
+    """
     if t not in t.graph.inputs:
         return
     position = t.graph.inputs.index(t)
-    for site in t.graph.call_sites:
+    for site in (site for site in t.graph.call_sites if site.graph in reachable):
         control = site.definition.control
         if control is Control.LOOP:
             if position >= site.definition.first_input:

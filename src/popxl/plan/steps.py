@@ -171,7 +171,7 @@ Step: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class GraphPlan:
     """How one graph runs.
 
@@ -198,3 +198,24 @@ class GraphPlan:
     shared_inputs: frozenset[int]
     owned_inputs: frozenset[int]
     owned_outputs: frozenset[int]
+
+    def __repr__(self) -> str:
+        return f"GraphPlan[{self.name or 'main'} steps={len(self.steps)}]"
+
+    def __str__(self) -> str:
+        from popxl.plan.text import plan_text
+
+        return plan_text(self)
+
+
+def called_plans(step: Step) -> list[GraphPlan]:
+    """Return the plans that a step runs."""
+    match step:
+        case Call():
+            return [step.body]
+        case Loop():
+            return [step.call.body]
+        case Branch():
+            return [step.then_call.body, step.else_call.body]
+        case _:
+            return []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 from popxl.aliasing import is_view
 from popxl.graph import Graph
 from popxl.op import Op
 from popxl.plan.program import SMALL_CONSTANT_ELEMENTS
 from popxl.plan.steps import Assign, Transferred, Value
-from popxl.tensor import Constant, Tensor
+from popxl.tensor import Constant
 
 
 def segment_key(
@@ -29,6 +30,11 @@ def segment_key(
 def graph_key(graph: Graph) -> Hashable:
     """Return the key of a whole graph."""
     return segment_key(graph.ops, graph.inputs, graph.outputs, ())
+
+
+def _exact(attributes: Mapping[str, Any]) -> Hashable:
+    """The attributes, with their text: 0.0 equals -0.0 and 1 equals True, but they compute different things."""
+    return tuple((name, value, repr(value)) for name, value in attributes.items())
 
 
 class _Numbering:
@@ -51,9 +57,9 @@ class _Numbering:
         self.entries.append(
             (
                 definition,
-                tuple(item.attributes.items()),
+                _exact(item.attributes),
                 tuple(graph_key(g) for g in item.called_graphs),
-                tuple(self._input_number(t, i in definition.unread) for i, t in enumerate(item.inputs)),
+                tuple(self._input_number(item, i) for i in range(len(item.inputs))),
                 item.mutates,
                 item.aliases,
             )
@@ -63,8 +69,9 @@ class _Numbering:
             if t.storage not in self._numbers and not is_view(t):
                 self._define(t.storage, "output")
 
-    def _input_number(self, t: Tensor, unread: bool) -> int:
-        if unread and not is_view(t):
+    def _input_number(self, op: Op, i: int) -> int:
+        t = op.inputs[i]
+        if i in op.definition.unread and not (i in op.mutates and is_view(t)):
             return self._numbers.get(t.storage, -1)
         return self.number(t)
 
@@ -77,7 +84,7 @@ class _Numbering:
             if op is not None and op.definition.is_view:
                 bases = tuple(self.number(op.inputs[i]) for i in op.aliases)
                 self._numbers[t] = len(self._numbers)
-                self.entries.append((op.definition, tuple(op.attributes.items()), bases))
+                self.entries.append((op.definition, _exact(op.attributes), bases))
             elif isinstance(t, Constant) and t.nelms <= SMALL_CONSTANT_ELEMENTS:
                 self._numbers[t] = len(self._numbers)
                 self.entries.append((t.dtype, t.shape, t.host_value.tobytes()))

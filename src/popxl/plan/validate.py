@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from popxl.aliasing import storage_roots
+from popxl.aliasing import overlap, storage_roots
 from popxl.errors import CoreError, PopxlValueError, RemoteOffsetError
 from popxl.graph import Graph
 from popxl.ir import Ir
-from popxl.op import Effect, Op
+from popxl.op import Control, Effect, Op
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.tensorlocation import ExecutionContext
 
 
 def check_program(ir: Ir) -> None:
-    """Check what only the finished program tells: remote variables, static offsets, rows that changed shape.
+    """Check what only the finished program tells: remote variables, static offsets, changed rows, missing inputs.
 
     Raises:
         RemoteOffsetError: (a `ValueError`) for an offset of at least ``entries``.
         PopxlValueError: (a `ValueError`) for a shape or dtype that differs from the buffer's.
+        CoreError: (a `RuntimeError`) for a call that does not pass all inputs of a graph.
     """
     for v in ir.main_graph.variables:
         if v.location_info.isRemote():
@@ -25,6 +26,8 @@ def check_program(ir: Ir) -> None:
         for op in graph.ops:
             if op.definition.effect in (Effect.REMOTE_LOAD, Effect.REMOTE_STORE):
                 _check_transfer(op)
+            if op.called_graphs:
+                _check_call_site(op)
 
 
 def _check_remote_variable(ir: Ir, v: Variable) -> None:
@@ -82,6 +85,19 @@ def _check_transfer(op: Op) -> None:
             )
 
 
+def _check_call_site(op: Op) -> None:
+    condition = 1 if op.definition.control is Control.BRANCH else 0
+    wanted = condition + sum(len(g.inputs) for g in op.called_graphs) - op.definition.first_input
+    if len(op.inputs) != wanted:
+        raise CoreError(
+            f"{op!r} passes {len(op.inputs)} inputs where {wanted} are wanted by "
+            f"{', '.join(g.name for g in op.called_graphs)}.",
+            where=op.where,
+            hint="pass all inputs (check_inputs=True tells which are missing), and add inputs to a graph before "
+            "calling it",
+        )
+
+
 _CONTEXT_ORDER = (
     ExecutionContext.WeightsFromHostFragment,
     ExecutionContext.Normal,
@@ -108,12 +124,13 @@ def _check_graph_inplacing(graph: Graph) -> None:
         for root in dict.fromkeys(r for t in op.inputs for r in storage_roots(t)):
             users.setdefault(root, []).append(i)
     for i, op in enumerate(ops):
-        for root in (r for k in op.mutates for r in storage_roots(op.inputs[k])):
-            for j in users[root]:
-                if i != j and not ops[j].definition.is_view and not (before[i] >> j | before[j] >> i) & 1:
+        for target in (op.inputs[k] for k in op.mutates):
+            for j in sorted({j for root in storage_roots(target) for j in users[root]} - {i}):
+                unordered = not (before[i] >> j | before[j] >> i) & 1
+                if unordered and not ops[j].definition.is_view and any(overlap(target, t) for t in ops[j].inputs):
                     raise CoreError(
-                        f"Inplacing ambiguity detected. {op!r} modifies {root.id}, and {ops[j]!r} uses it; nothing "
-                        "says which comes first.",
+                        f"Inplacing ambiguity detected. {op!r} modifies {target.id}, and {ops[j]!r} uses the same "
+                        "storage; nothing says which comes first.",
                         where=op.where,
                         hint="wrap both in `with popxl.in_sequence():`, or use the result of one in the other",
                     )

@@ -11,7 +11,7 @@ from typing import Any
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from popxl.ops._jax import jax
-from popxl.plan.steps import Branch, Call, Compute, GraphPlan, Loop, Segment, Step
+from popxl.plan.steps import Compute, GraphPlan, Segment, called_plans
 from popxl.runtime.lowering import segment_avals, segment_function
 
 Executable = Callable[..., Any]
@@ -45,19 +45,7 @@ def plan_segments(plan: GraphPlan) -> Iterator[Segment]:
         for step in current.steps:
             if isinstance(step, Compute):
                 yield step.segment
-            stack += _bodies(step)
-
-
-def _bodies(step: Step) -> list[GraphPlan]:
-    match step:
-        case Call():
-            return [step.body]
-        case Loop():
-            return [step.call.body]
-        case Branch():
-            return [step.then_call.body, step.else_call.body]
-        case _:
-            return []
+            stack += called_plans(step)
 
 
 def _compile(segment: Segment, device: Any) -> Executable:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from popxl.ir import Ir
-from popxl.ops._jax import jax, jnp
+from popxl.ops._jax import jax
+from popxl.runtime.streaming.alloc import aligned_copy
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.tensor import Tensor, Variable
 
@@ -46,12 +47,11 @@ class DeviceWeights:
             for v in variables:
                 value = v.host_value.view(v.dtype.storage)
                 if not v.location_info.isRemote():
-                    # A copy, never an alias: the program may overwrite it, and so may the user the host's.
-                    self.values[v] = jnp.array(value, copy=True)
+                    self.values[v] = _device_copy(value)
                 else:
                     buffer_id, entry = v.location_info.getRemoteBufferInfo()
                     keeps = self._tier.capabilities.zero_copy_load or self._tier.capabilities.asynchronous
-                    self._tier.store(buffer_id, entry, jnp.array(value, copy=True) if keeps else value)
+                    self._tier.store(buffer_id, entry, _device_copy(value) if keeps else value)
 
     def download(self, variables: Iterable[Variable]) -> None:
         """Copy the device's values and the rows of remote variables to the host."""
@@ -68,3 +68,12 @@ class DeviceWeights:
         v.host_value[...] = value
         if isinstance(v.host_value, np.memmap):
             v.host_value.flush()
+
+
+def _device_copy(value: np.ndarray[Any, Any]) -> Array:
+    """Return a copy on the device, never an alias: the user may change the host's array at any time.
+
+    The copy is made here because JAX's own compiles a program for each shape. Nobody else knows this memory, so a
+    CPU device may use it in place.
+    """
+    return jax.device_put(aligned_copy(value))

@@ -26,7 +26,7 @@ from popxl.plan.steps import (
     RemoteStore,
     Step,
 )
-from popxl.runtime.compiler import Executable
+from popxl.runtime.compiler import Executable, plan_segments
 from popxl.runtime.host_io import HostStreams
 from popxl.runtime.printing import print_value
 from popxl.runtime.streaming.tier import Tier
@@ -48,10 +48,12 @@ class Executor:
 
     def __init__(self, plan: GraphPlan, executables: Mapping[Hashable, Executable], device: Any, tier: Tier) -> None:
         self._plan = plan
-        self._executables = executables
+        # By identity: a key is as long as its segment, too long to hash at every step.
+        self._executables = {s: executables[s.key] for s in plan_segments(plan)}
         self._device = device
         self._tier = tier
         self._constants: dict[Constant, Array] = {}
+        self._templates: dict[GraphPlan, Frame] = {}
         self._streams = HostStreams({}, {})
         self._actions: dict[type[Step], Callable[[Frame, Any], None]] = {
             Compute: self._compute,
@@ -76,30 +78,33 @@ class Executor:
         """
         self._streams = streams
         plan = self._plan
-        frame = self._new_frame(plan)
-        for slot, v in plan.variables:
-            frame[slot] = variables[v]
-        try:
-            with jax.default_device(self._device), jax.enable_x64(True):
+        with jax.default_device(self._device), jax.enable_x64(True):
+            frame = self._new_frame(plan)
+            for slot, v in plan.variables:
+                frame[slot] = variables[v]
+            try:
                 self._walk(plan, frame)
                 streams.flush()
-        except BaseException:
-            # The plan counts on what the rest of the run would have done: now a row may be a variable's own memory.
-            for slot, _ in plan.variables:
-                frame[slot] = jnp.array(frame[slot], copy=True)
-            raise
-        finally:
-            for slot, v in plan.variables:
-                variables[v] = frame[slot]
-            self._streams = HostStreams({}, {})
+            except BaseException:
+                # The plan counts on what the rest of the run would have done; now a row may be a variable's memory.
+                for slot, _ in plan.variables:
+                    frame[slot] = jnp.array(frame[slot], copy=True)
+                raise
+            finally:
+                for slot, v in plan.variables:
+                    variables[v] = frame[slot]
+                self._streams = HostStreams({}, {})
 
     def _new_frame(self, plan: GraphPlan) -> Frame:
-        frame: Frame = [None] * plan.slot_count
-        for slot, constant in plan.constants:
-            if constant not in self._constants:
-                self._constants[constant] = self._constant_value(constant)
-            frame[slot] = self._constants[constant]
-        return frame
+        """A frame with the constants in it, the same arrays in every frame."""
+        if plan not in self._templates:
+            template: Frame = [None] * plan.slot_count
+            for slot, constant in plan.constants:
+                if constant not in self._constants:
+                    self._constants[constant] = self._constant_value(constant)
+                template[slot] = self._constants[constant]
+            self._templates[plan] = template
+        return self._templates[plan].copy()
 
     def _constant_value(self, constant: Constant) -> Array:
         """A single number stays on the host, where offsets are read; anything larger goes to the device once."""
@@ -114,7 +119,7 @@ class Executor:
     # Compute
 
     def _compute(self, frame: Frame, step: Compute) -> None:
-        results = self._executables[step.segment.key](*[frame[i] for i in step.inputs])
+        results = self._executables[step.segment](*[frame[i] for i in step.inputs])
         for slot, value in zip(step.outputs, results, strict=True):
             frame[slot] = value
 
@@ -182,7 +187,8 @@ class Executor:
             # Also when a step fails: the callee may have reused the memory that the caller's slot still names.
             for position, slot in step.written_back:
                 frame[slot] = inner[step.body.inputs[position]]
-        self._take_outputs(frame, step, [inner[slot] for slot in step.body.outputs])
+        # The body may have got more outputs since this call of it was made.
+        self._take_outputs(frame, step, [inner[slot] for slot in step.body.outputs[: len(step.outputs)]])
 
     def _loop(self, frame: Frame, step: Loop) -> None:
         call = step.call
@@ -197,7 +203,7 @@ class Executor:
             finally:
                 for position, slot in call.written_back:
                     state[position] = frame[slot] = inner[call.body.inputs[position]]
-            state[first : first + carried] = [inner[slot] for slot in call.body.outputs[1:]]
+            state[first : first + carried] = [inner[slot] for slot in call.body.outputs[1 : 1 + carried]]
         if not step.count:
             for position, slot in call.written_back:
                 frame[slot] = state[position]

@@ -9,6 +9,7 @@ import numpy as np
 
 from popxl.errors import StreamExhaustedError
 from popxl.op import Op
+from popxl.runtime.streaming.alloc import aligned_copy
 from popxl.streams import Stream
 
 Array = Any
@@ -32,9 +33,9 @@ class HostStreams:
         self._pending_bytes = 0
 
     def load(self, op: Op) -> np.ndarray[Any, Any]:
-        """Return the next item of the op's stream."""
+        """Return a copy of the next item of the op's stream: what the run keeps of it is not the user's to change."""
         stream: Stream = op.attributes["stream"]
-        return self._next(op, stream, self._inputs[stream], "fetch input")
+        return aligned_copy(self._next(op, stream, self._inputs[stream], "fetch input"))
 
     def store(self, op: Op, value: Array) -> None:
         """Append an item to the op's stream."""

@@ -93,7 +93,8 @@ def _run_op(storages: _Storages, op: Op) -> None:
             results, changed = _run_loop(storages, op)
         case Control.BRANCH:
             results, changed = _run_branch(storages, op), ()
-    for t, value in zip(op.outputs, results, strict=True):
+    # A graph may have got more outputs since this call of it was made.
+    for t, value in zip(op.outputs, results[: len(op.outputs)], strict=True):
         storages.write(t, value)
     for i, value in zip(op.mutates, changed, strict=True):
         storages.write(op.inputs[i], value)
@@ -140,7 +141,7 @@ def _run_loop(storages: _Storages, op: Op) -> tuple[tuple[Array, ...], tuple[Arr
         values = list(values)
         for k, value in zip(op.mutates, changed, strict=True):
             values[k] = value
-        values[:carried] = outputs[1:]
+        values[:carried] = outputs[1 : 1 + carried]
         return values, changed
 
     count = op.attributes["repeat_count"]
@@ -153,13 +154,13 @@ def _run_loop(storages: _Storages, op: Op) -> tuple[tuple[Array, ...], tuple[Arr
 def _run_branch(storages: _Storages, op: Op) -> tuple[Array, ...]:
     then_graph, else_graph = op.called_graphs
     condition, *inputs = (storages.read(t) for t in op.inputs)
-    split = len(then_graph.inputs)
+    split, count = len(then_graph.inputs), len(op.outputs)
     return cast(
         "tuple[Array, ...]",
         lax.cond(
             condition.reshape(()),
-            lambda: _run_graph(then_graph, inputs[:split], ())[0],
-            lambda: _run_graph(else_graph, inputs[split:], ())[0],
+            lambda: _run_graph(then_graph, inputs[:split], ())[0][:count],
+            lambda: _run_graph(else_graph, inputs[split:], ())[0][:count],
         ),
     )
 

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -346,6 +347,15 @@ def test_tier_that_was_dropped_unclosed_frees_the_directory(directory: Path) -> 
     tier = FileTier(directory)
     tier.open([SPEC])
     tier.close()
+
+
+def test_close_by_another_thread_frees_the_directory(tier: FileTier, directory: Path) -> None:
+    thread = threading.Thread(target=tier.close)
+    thread.start()
+    thread.join()
+    other = FileTier(directory)
+    other.open([SPEC])
+    other.close()
 
 
 def open_files() -> int:

@@ -55,3 +55,28 @@ def frozen_entry(raw: npt.NDArray[np.uint8], spec: BufferSpec) -> npt.NDArray[An
     entry = raw.view(spec.dtype).reshape(spec.shape)
     entry.flags.writeable = False
     return entry
+
+
+def is_aligned(array: npt.NDArray[Any]) -> bool:
+    """Whether JAX on CPU uses the array in place; a smaller one than a page is not worth the question."""
+    return array.nbytes < PAGE_BYTES or array.ctypes.data % JAX_ALIGNMENT_BYTES == 0
+
+
+def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A read-only copy that nobody else knows and that JAX on CPU uses in place.
+
+    Args:
+        array: Any shape, of a dtype that Streaming Memory holds.
+
+    Raises:
+        StreamingMemoryError: There is not that much memory.
+
+    Example:
+        >>> copy = aligned_copy(np.ones((2, 3), np.float32).T)
+        >>> copy.shape, copy.flags.c_contiguous, copy.ctypes.data % 64
+        ((3, 2), True, 0)
+    """
+    spec = BufferSpec(0, array.shape, array.dtype, entries=1)
+    raw = aligned_bytes(spec)
+    raw.view(spec.dtype).reshape(spec.shape)[...] = array
+    return frozen_entry(raw, spec)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast, final
 import numpy as np
 import numpy.typing as npt
 
-from .alloc import aligned_bytes, frozen_entry
+from .alloc import aligned_bytes, aligned_copy, frozen_entry, is_aligned
 from .tier import BufferSpec, Capabilities, ImmutableArray, Tier
 
 
@@ -18,7 +18,8 @@ class RamTier(Tier):
 
     A row that was never written is one shared array of zeros per buffer. A stored NumPy array is copied only where
     keeping it would be a trap: it is not C-contiguous, it is a view of memory more than twice its size (which it
-    would keep alive), or a file is mapped into it (which others may change).
+    would keep alive), a file is mapped into it (which others may change), or it is large and not aligned (JAX would
+    copy it at each use).
 
     Example:
         >>> tier = RamTier()
@@ -54,7 +55,7 @@ class RamTier(Tier):
     def _write(self, spec: BufferSpec, entry: int, value: ImmutableArray) -> None:
         if isinstance(value, np.ndarray):
             array = cast("npt.NDArray[Any]", value)
-            value = array if _can_be_kept(array) else _frozen_copy(array, spec)
+            value = array if _can_be_kept(array) else aligned_copy(array)
         self._rows[spec.buffer_id, entry] = value
 
     def _detach(self) -> None:
@@ -63,7 +64,7 @@ class RamTier(Tier):
 
 
 def _can_be_kept(array: npt.NDArray[Any]) -> bool:
-    if not array.flags.c_contiguous:
+    if not array.flags.c_contiguous or not is_aligned(array):
         return False
     root: Any = array
     owner_bytes = array.nbytes
@@ -78,9 +79,3 @@ def _can_be_kept(array: npt.NDArray[Any]) -> bool:
         with contextlib.suppress(TypeError, ValueError, BufferError, RuntimeError):
             owner_bytes = memoryview(root).nbytes
     return 2 * array.nbytes >= owner_bytes
-
-
-def _frozen_copy(array: npt.NDArray[Any], spec: BufferSpec) -> npt.NDArray[Any]:
-    raw = aligned_bytes(spec)
-    raw.view(spec.dtype).reshape(spec.shape)[...] = array
-    return frozen_entry(raw, spec)
