@@ -107,6 +107,7 @@ class Op:
         aliases: Inputs whose storage output 0 shares (empty for a fresh output).
         ipu: The IPU it is placed on.
         tile_set: ``"compute"`` or ``"io"``.
+        source_place: IPU and tile set of the inputs, of copies that take them from another place; else None.
         after: Ops that `in_sequence` puts before it.
         api: The public function that made it.
         location: The user's line that made it.
@@ -122,6 +123,7 @@ class Op:
     aliases: tuple[int, ...] = ()
     ipu: int = field(default=0)
     tile_set: str = "compute"
+    source_place: tuple[int, str] | None = None
     execution_context: ExecutionContext = ExecutionContext.Normal
     after: tuple[Op, ...] = ()
     api: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from popxl.runtime.streaming import StreamingMemory
 
 Array = Any
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -110,6 +112,8 @@ class Session:
         self._read_only = any(
             isinstance(v.host_value, np.memmap) and not v.host_value.flags.writeable for v in self._variables
         )
+        if self._read_only and weights_to_host_on_exit:
+            _log.info("A memory map of %r is read-only, so leaving the session does not fetch the variables.", ir)
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
         self._plan = plan_program(ir)
         executables = compile_plan(self._plan, device, ir.cache_directory)
@@ -125,6 +129,11 @@ class Session:
     @property
     def ir(self) -> Ir:
         """The program."""
+        return self._ir
+
+    @property
+    def ir_(self) -> Ir:
+        """`ir`, as companion libraries of the reference call it."""
         return self._ir
 
     @property

@@ -1,17 +1,17 @@
-"""Tensors of a graph: `Tensor`, `Variable`, `Constant`, `TensorSpec` (spec ``tensors-dtypes.md`` §4-§6).
+"""Tensors of a graph: `Tensor`, `Variable`, `Constant` (spec ``tensors-dtypes.md`` §4-§6).
 
 A tensor is a node of the IR. It holds no device data; a `Variable` and a `Constant` hold their host data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from popxl import dtypes
 from popxl.errors import ContextError, PopxlTypeError, PopxlValueError, UndefinedValue
+from popxl.tensor_spec import TensorSpec
 from popxl.tensorlocation import LocationInfo
 from popxl.typing_ import HostScalarTensor, HostTensor, NewAliasAnnotation, ScalarType, host_tensor_types
 
@@ -25,54 +25,12 @@ RetrievalMode = Literal["one_per_group", "all_replicas"]
 TensorT = TypeVar("TensorT", bound="Tensor")
 
 
-class TensorSpec(Mapping[str, Any]):
-    """Shape, dtype and meta shape of a tensor that does not exist yet.
-
-    Args:
-        shape: The shape.
-        dtype: The dtype.
-        meta_shape: The unsharded shape if the tensor is a shard, else ``()``.
-
-    Example:
-        >>> import popxl
-        >>> dict(popxl.TensorSpec((2,), popxl.float32))
-        {'shape': (2,), 'dtype': popxl.dtypes.float32, 'meta_shape': ()}
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: dtypes.dtype, meta_shape: tuple[int, ...] = ()) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self.meta_shape = meta_shape
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the three values by name."""
-        return {"shape": self.shape, "dtype": self.dtype, "meta_shape": self.meta_shape}
-
-    def to_tuple(self) -> tuple[tuple[int, ...], dtypes.dtype, tuple[int, ...]]:
-        """Return ``(shape, dtype, meta_shape)``."""
-        return (self.shape, self.dtype, self.meta_shape)
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return 3
-
-    def __hash__(self) -> int:
-        return hash(self.to_tuple())
-
-    def __repr__(self) -> str:
-        return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, meta_shape={self.meta_shape})"
-
-
 class Tensor:
     """A value in a graph. Made by ops and by functions such as `popxl.variable`, never directly.
 
     Arithmetic operators create ops in the current graph. An operand that is no tensor becomes a constant
-    of *this tensor's* dtype. ``a += b`` changes ``a`` in place; the other augmented forms do not.
+    of *this tensor's* dtype, except with ``**`` (see `popxl.ops.pow`). ``a += b`` changes ``a`` in place;
+    the other augmented forms do not.
     ``a == b`` compares identity (id and IR) and gives a Python bool.
     """
 
@@ -180,15 +138,19 @@ class Tensor:
             step *= n
         return tuple(reversed(strides))
 
-    def _placed_by(self) -> Op:
-        op = self.producer or next(iter(self.consumers), None)
+    def _place(self) -> tuple[int, str]:
+        """The IPU and the tile set."""
+        if self.producer is None and self.consumers:
+            user = self.consumers[0]
+            return user.source_place or (user.ipu, user.tile_set)
+        op = self.producer
         if op is None and self in self._graph.inputs:
             op = next(iter(self._graph.call_sites), None)
         if op is None:
             raise UndefinedValue(
                 f"Tensor {self.id} is not placed yet: no op makes it and none uses it.", hint="use it in an op first"
             )
-        return op
+        return op.ipu, op.tile_set
 
     @property
     def ipu(self) -> int:
@@ -197,7 +159,7 @@ class Tensor:
         Raises:
             UndefinedValue: if nothing makes or uses the tensor yet.
         """
-        return self._placed_by().ipu
+        return self._place()[0]
 
     @property
     def tile_set(self) -> str:
@@ -206,7 +168,7 @@ class Tensor:
         Raises:
             UndefinedValue: if nothing makes or uses the tensor yet.
         """
-        return self._placed_by().tile_set
+        return self._place()[1]
 
     @property
     def location_info(self) -> LocationInfo:
@@ -294,11 +256,14 @@ class Tensor:
             return value
         from popxl.creation import constant
 
-        if np.size(cast(Any, value)) == 0:
+        self._check_not_empty(value)
+        return constant(value, dtype)
+
+    def _check_not_empty(self, value: TensorLike) -> None:
+        if not isinstance(value, Tensor) and np.size(cast(Any, value)) == 0:
             raise PopxlValueError(
                 f"The value has 0 elements, so it cannot be an operand of {self.id}.", hint="pass a number"
             )
-        return constant(value, dtype)
 
     def _binary(self, name: str, other: TensorLike, *, reflected: bool = False) -> Tensor:
         operand = self._ensure_tensor(other, self.dtype)
@@ -340,7 +305,9 @@ class Tensor:
         return self._binary("fmod", other, reflected=True)
 
     def __pow__(self, other: TensorLike) -> Tensor:
-        return _ops().pow(self, self._ensure_tensor(other))
+        # Which dtype an exponent gets is for `pow` to say.
+        self._check_not_empty(other)
+        return _ops().pow(self, other)
 
     def __rpow__(self, other: TensorLike) -> Tensor:
         return _ops().pow(self._ensure_tensor(other), self)

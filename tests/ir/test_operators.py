@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import popxl
+from popxl import ops
+from popxl.errors import CoreError
 from popxl.tensor import Constant
 
 # Exact in float32, and so are all results.
@@ -40,6 +42,78 @@ def test_host_data_on_either_side_become_a_constant(
     values = evaluate(right, left)
     np.testing.assert_array_equal(values[0], function(A, np.asarray(other, np.float32)))
     np.testing.assert_array_equal(values[1], function(np.asarray(other, np.float32), A))
+
+
+@pytest.mark.parametrize("other", [2, -0.75, [0.5, 8.0, -0.25], B], ids=["int", "float", "list", "array"])
+def test_remainder_on_either_side_has_the_sign_of_the_dividend(main: popxl.Graph, evaluate: Any, other: Any) -> None:
+    a = popxl.variable(A)
+    right, left = a % other, other % a
+    assert (right.producer.type, left.producer.type) == ("Fmod", "Fmod")
+    values = evaluate(right, left)
+    np.testing.assert_array_equal(values[0], np.fmod(A, np.asarray(other, np.float32)))
+    np.testing.assert_array_equal(values[1], np.fmod(np.asarray(other, np.float32), A))
+
+
+@pytest.mark.parametrize("other", [2, 2.0, np.array([2.0, 3.0, -1.0])], ids=["int", "float", "array"])
+def test_power_of_a_tensor(main: popxl.Graph, evaluate: Any, other: Any) -> None:
+    power = popxl.variable(A) ** other
+    assert power.producer.type == "Pow"
+    np.testing.assert_allclose(evaluate(power)[0], A.astype(np.float64) ** other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [4.0, [4.0, 1.0, 0.25], np.array(4.0)], ids=["float", "list", "array"])
+def test_power_to_a_tensor(main: popxl.Graph, evaluate: Any, other: Any) -> None:
+    power = other ** popxl.variable(A)
+    assert power.dtype == popxl.float32
+    np.testing.assert_allclose(evaluate(power)[0], np.asarray(other) ** A.astype(np.float64), rtol=1e-6)
+
+
+def test_powers_of_integers_stay_integers(main: popxl.Graph, evaluate: Any) -> None:
+    t = popxl.variable([1, 2, 3])
+    values = evaluate(t**2, 2**t, t**t)
+    assert [v.dtype for v in values] == [np.int32] * 3
+    assert [v.tolist() for v in values] == [[1, 4, 9], [2, 4, 8], [1, 4, 27]]
+
+
+@pytest.mark.parametrize(
+    "power",
+    [
+        pytest.param(lambda a: 2**a, id="int to floats"),
+        pytest.param(lambda a: a ** np.array([1, 2, 3]), id="floats to an array of ints"),
+        pytest.param(lambda a: ops.cast(a, popxl.int32) ** 0.5, id="integers to a float"),
+        pytest.param(lambda a: 2.0 ** ops.cast(a, popxl.float16), id="float to float16"),
+    ],
+)
+def test_bases_and_arrays_keep_their_own_dtype_in_a_power(main: popxl.Graph, power: Any) -> None:
+    with pytest.raises(CoreError, match="incompatible types"):
+        power(popxl.variable(A))
+
+
+@pytest.mark.parametrize("other", [True, 2, 0.0, [True, False, True], np.array([0, 3, 0])], ids=repr)
+@pytest.mark.parametrize(
+    ("type", "function", "expected"), [("And", operator.and_, np.logical_and), ("Or", operator.or_, np.logical_or)]
+)
+def test_logic_on_either_side(
+    main: popxl.Graph, evaluate: Any, type: str, function: Any, expected: Any, other: Any
+) -> None:
+    truths = np.array([True, False, False])
+    t = popxl.variable(truths)
+    right, left = function(t, other), function(other, t)
+    assert [r.producer.type for r in (right, left)] == [type] * 2
+    for value in evaluate(right, left):
+        np.testing.assert_array_equal(value, expected(truths, other))
+
+
+@pytest.mark.parametrize("function", [operator.and_, operator.or_])
+def test_logic_on_numbers_is_not_bitwise(main: popxl.Graph, evaluate: Any, function: Any) -> None:
+    result = function(popxl.variable([1, 1, 0]), 2)
+    assert result.dtype == popxl.bool
+    assert evaluate(result)[0].tolist() == [True, True, function is operator.or_]
+
+
+def test_inversion_is_logical(main: popxl.Graph, evaluate: Any) -> None:
+    values = evaluate(~popxl.variable([True, False]), ~popxl.variable([0, 5]))
+    assert [v.tolist() for v in values] == [[False, True], [True, False]]
 
 
 def test_matmul_on_either_side(main: popxl.Graph, evaluate: Any) -> None:
@@ -86,6 +160,10 @@ def test_operand_without_elements_raises(main: popxl.Graph) -> None:
             a + empty
         with pytest.raises(ValueError, match="0 elements"):
             empty * a
+        with pytest.raises(ValueError, match="0 elements"):
+            a**empty
+        with pytest.raises(ValueError, match="0 elements"):
+            empty**a
 
 
 def test_augmenting_an_empty_list_with_a_tensor_raises(main: popxl.Graph) -> None:

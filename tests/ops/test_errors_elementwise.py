@@ -20,7 +20,9 @@ UNARY = [
     ops.geluerf,
     ops.geluerf_,
     ops.identity,
+    ops.io_tile_copy,
     ops.log,
+    ops.logical_not,
     ops.negate,
     ops.relu,
     ops.relu_,
@@ -29,10 +31,13 @@ UNARY = [
     lambda t: ops.increment_mod(t, 1, 2),
     lambda t: ops.increment_mod_(t, 1, 2),
     lambda t: ops.cast(t, popxl.float16),
+    lambda t: ops.ipu_copy(t, 1, 0),
+    lambda t: ops.pow(t, 2),
 ]
 FLOAT_ONLY = [ops.exp, ops.exp_, ops.gelu, ops.gelu_, ops.geluerf, ops.log, ops.relu, ops.relu_, ops.sqrt, ops.tanh]
-ARITHMETIC = [ops.add, ops.add_, ops.sub, ops.mul, ops.div]
+ARITHMETIC = [ops.add, ops.add_, ops.sub, ops.mul, ops.div, ops.fmod]
 BINARY = [*ARITHMETIC, ops.equal, ops.greater]
+LOGICAL = [ops.logical_and, ops.logical_or]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +59,7 @@ def test_a_number_is_no_tensor(function: Callable[..., Any]) -> None:
         function(1.0)
 
 
-@pytest.mark.parametrize("function", BINARY)
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
 def test_numbers_are_no_operands(function: Callable[..., Any]) -> None:
     first, second = ("input", "other") if function is ops.greater else ("lhs", "rhs")
     with pytest.raises(PopxlTypeError, match=rf"^The input `{first}` is not a Tensor"):
@@ -81,7 +86,7 @@ def test_tensors_of_other_graphs_are_refused(function: Callable[..., Any]) -> No
         function(t)
 
 
-@pytest.mark.parametrize("function", BINARY)
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
 def test_operands_of_other_graphs_are_refused(function: Callable[..., Any]) -> None:
     t = of_shape(2)
     name = "input" if function is ops.greater else "lhs"
@@ -92,7 +97,7 @@ def test_operands_of_other_graphs_are_refused(function: Callable[..., Any]) -> N
         function(t, t)
 
 
-@pytest.mark.parametrize("function", BINARY)
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
 def test_operands_on_two_ipus_are_refused(function: Callable[..., Any]) -> None:
     a = ops.identity(of_shape())
     with popxl.ipu(1):
@@ -101,7 +106,7 @@ def test_operands_on_two_ipus_are_refused(function: Callable[..., Any]) -> None:
         function(a, b)
 
 
-@pytest.mark.parametrize("function", BINARY)
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
 def test_operands_on_two_tile_sets_are_refused(function: Callable[..., Any]) -> None:
     a = ops.identity(of_shape())
     with popxl.io_tiles():
@@ -110,16 +115,35 @@ def test_operands_on_two_tile_sets_are_refused(function: Callable[..., Any]) -> 
         function(a, b)
 
 
+@pytest.mark.parametrize("function", LOGICAL)
+@pytest.mark.parametrize(("where", "what"), [(popxl.ipu(1), "IPUs"), (popxl.io_tiles(), "tile sets")])
+def test_a_cast_does_not_hide_where_numbers_are(function: Callable[..., Any], where: Any, what: str) -> None:
+    a = ops.identity(of_shape())
+    b = where(ops.identity)(of_shape())
+    with pytest.raises(PopxlValueError, match=f"are located on different {what}"):
+        function(a, b)
+
+
+@pytest.mark.parametrize("function", LOGICAL)
+@pytest.mark.parametrize("other", [(3,), "float8"])
+def test_a_refused_logical_op_adds_no_cast(function: Callable[..., Any], other: Any) -> None:
+    a = of_shape(2)
+    b = popxl.variable(np.ones(2), popxl.float8_143) if other == "float8" else of_shape(*other)
+    with pytest.raises(CoreError):
+        function(a, b)
+    assert a.graph.ops == ()
+
+
 # Shapes and dtypes
 
 
-@pytest.mark.parametrize("function", BINARY)
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
 def test_shapes_that_do_not_broadcast_are_refused(function: Callable[..., Any]) -> None:
     with pytest.raises(CoreError, match=r"^np broadcasting failed.*frames \[2, 3\] and \[2\] are not aligned"):
         function(of_shape(2, 3), of_shape(2))
 
 
-@pytest.mark.parametrize("function", BINARY)
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
 @pytest.mark.parametrize("shape", [(1,), (2,)])
 def test_a_dimension_of_0_never_broadcasts(function: Callable[..., Any], shape: tuple[int]) -> None:
     with pytest.raises(CoreError, match=r"^np broadcasting failed"):
@@ -186,8 +210,8 @@ def test_arithmetic_refuses_bool(function: Callable[..., Any]) -> None:
         function(of_shape(dtype=bool), of_shape(dtype=bool))
 
 
-@pytest.mark.parametrize("function", BINARY)
-def test_arithmetic_refuses_float8(function: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+def test_no_op_on_two_tensors_takes_float8(function: Callable[..., Any]) -> None:
     t = popxl.variable(np.ones(2), popxl.float8_152)
     with pytest.raises(CoreError, match=r"^Unsupported dtype.*float8_152"):
         function(t, t)
@@ -221,3 +245,10 @@ def test_cast_refuses_targets_before_it_looks_at_its_tensor(dtype: popxl.dtype) 
 def test_cast_refuses_float8_sources() -> None:
     with pytest.raises(CoreError, match=r"^Unsupported dtype.*float8_143 of `t`"):
         ops.cast(popxl.variable(np.ones(2), popxl.float8_143), popxl.float32)
+
+
+def test_a_refused_where_adds_no_op() -> None:
+    condition, lhs = popxl.constant([1, 0]), popxl.constant([1.0, 2.0, 3.0])
+    with pytest.raises(CoreError, match="np broadcasting failed"):
+        ops.where(condition, lhs, lhs)
+    assert popxl.gcg().ops == ()

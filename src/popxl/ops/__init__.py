@@ -1,17 +1,20 @@
 """The ops of PopXL: each adds to the current graph and returns the new tensors."""
 
 from popxl.ops import index, utils, var_updates
-from popxl.ops.binary import add, add_, div, equal, greater, mul, sub, where
+from popxl.ops.binary import add, add_, div, equal, fmod, greater, mul, sub, where
 from popxl.ops.call import call, call_with_info
 from popxl.ops.casting import cast
 from popxl.ops.conditional import conditional, conditional_with_info
+from popxl.ops.copies import io_tile_copy, ipu_copy
 from popxl.ops.dynamic import dynamic_slice, dynamic_update, dynamic_update_
 from popxl.ops.host import host_load, host_store, print_tensor
 from popxl.ops.index import gather
 from popxl.ops.init import init
 from popxl.ops.joining import concat, concat_, split
 from popxl.ops.linalg import matmul
+from popxl.ops.logical import logical_and, logical_not, logical_or
 from popxl.ops.nn import group_norm, layer_norm, softmax
+from popxl.ops.power import pow
 from popxl.ops.reduce import max, mean, sum
 from popxl.ops.remote import remote_load, remote_load_, remote_store
 from popxl.ops.repeat import repeat, repeat_with_info
@@ -67,6 +70,7 @@ __all__ = [
     "exp_",
     "flatten",
     "flatten_",
+    "fmod",
     "gather",
     "gelu",
     "gelu_",
@@ -81,13 +85,19 @@ __all__ = [
     "increment_mod_",
     "index",
     "init",
+    "io_tile_copy",
+    "ipu_copy",
     "layer_norm",
     "log",
+    "logical_and",
+    "logical_not",
+    "logical_or",
     "matmul",
     "max",
     "mean",
     "mul",
     "negate",
+    "pow",
     "print_tensor",
     "relu",
     "relu_",

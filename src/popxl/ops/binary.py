@@ -14,7 +14,14 @@ from popxl.op import ShapeDtype
 from popxl.ops._define import FLOAT8, NUMBERS, Sample, define, define_inplace, sample
 from popxl.ops._jax import jnp, late
 from popxl.ops._rules import broadcast, compare
-from popxl.ops.utils import broadcast_shapes, cast_if_needed, check_in_graph, element_count, same_dtype
+from popxl.ops.utils import (
+    broadcast_shapes,
+    cast_if_needed,
+    check_in_graph,
+    check_tensor_ipu_and_tile_set,
+    element_count,
+    same_dtype,
+)
 from popxl.tensor import Tensor
 
 # Samples
@@ -51,6 +58,16 @@ def _mul_pairs() -> Sequence[Sample]:
 
 def _div_pairs() -> Sequence[Sample]:
     return (*_pairs(), sample(np.array([1.0, -1.0, 0.0], np.float32), np.float32(0.0)))
+
+
+def _fmod_pairs() -> Sequence[Sample]:
+    a, b = np.array([-5.5, 5.5, 1.0, 7.0, -7.0, 1e9], np.float32), np.array([2.0, -2.0, 0.0, np.inf, 7.0, 0.1])
+    # Remainders are exact, whatever the quotient.
+    return (
+        *_pairs(),
+        sample(a, b.astype(np.float32), tolerance=0),
+        sample(np.array([-8, 8, -(2**31)], np.int32), np.array([5, -5, -1], np.int32), tolerance=0),
+    )
 
 
 def _compared_pairs() -> Sequence[Sample]:
@@ -240,6 +257,37 @@ DIV = define(
     elementwise=True,
 )
 
+
+def fmod(lhs: Tensor, rhs: Tensor) -> Tensor:
+    """Remainder of the division, elementwise, with NumPy broadcasting; it has the sign of `lhs`, as in C.
+
+    This is what ``lhs % rhs`` gives for tensors, unlike Python's ``%``.
+
+    Args:
+        lhs: Any number dtype.
+        rhs: Same dtype. The remainder of an integer by 0 is an unspecified number.
+
+    Returns:
+        The remainder, of the broadcast shape and the same dtype: -1.5 for -5.5 and 2.
+
+    Raises:
+        CoreError: (a `RuntimeError`) if dtypes differ or shapes do not broadcast.
+    """
+    return FMOD.emit({"lhs": lhs, "rhs": rhs}, "fmod_out")[0]
+
+
+FMOD = define(
+    "Fmod",
+    fmod,
+    lower=late(lambda: jnp.fmod),
+    rule=broadcast,
+    dtypes=NUMBERS,
+    oracle=np.fmod,
+    samples=_fmod_pairs,
+    host=np.fmod,
+    elementwise=True,
+)
+
 # Comparison and choice
 
 
@@ -322,14 +370,18 @@ def where(condition: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
         ...     ops.where(popxl.constant([True, False]), popxl.constant([1, 2]), popxl.constant(0)).shape
         (2,)
     """
-    check_in_graph(get_current_graph(), condition=condition, lhs=lhs, rhs=rhs)
+    tensors = {"condition": condition, "lhs": lhs, "rhs": rhs}
+    check_in_graph(get_current_graph(), **tensors)
+    check_tensor_ipu_and_tile_set(**tensors)
     if condition.dtype in FLOAT8:
         raise CoreError(
             f"Unsupported dtype {condition.dtype} of `condition` ({condition.id}) for Where.",
             hint="decode it with popxl.ops.pow2scale_cast_from_fp8",
         )
-    choice = cast_if_needed(condition, dtypes.bool)
-    return WHERE.emit({"condition": choice, "lhs": lhs, "rhs": rhs}, "where_out")[0]
+    _where_rule(*(ShapeDtype(t.shape, t.dtype) for t in tensors.values()))
+    # All checks come before the cast, so that a call that is refused adds no op.
+    tensors["condition"] = cast_if_needed(condition, dtypes.bool)
+    return WHERE.emit(tensors, "where_out", same_place=False)[0]
 
 
 def _where_rule(condition: ShapeDtype, lhs: ShapeDtype, rhs: ShapeDtype) -> ShapeDtype:

@@ -84,6 +84,7 @@ class _Assembler:
         self._positions: dict[Value, int] = {t: i for i, t in enumerate(rough.graph.inputs)}
         #: The values that only their slot holds, so far.
         self.owned: set[Value] = {*variables, *(t for t, i in self._positions.items() if i in owned)}
+        self._persistent = frozenset(rough.persistent)
         self._shared_inputs: set[int] = set()
 
     def assemble(self) -> GraphPlan:
@@ -126,7 +127,9 @@ class _Assembler:
         used: dict[Value, None] = dict.fromkeys((*step.reads, *step.writes))
         if isinstance(step, FinishedSegment):
             used.update(dict.fromkeys(step.views))
-        dead = [v for v in used if v not in live and v in self._slots and not isinstance(v, Constant | Variable)]
+        # What persists stays until it gets its new value: the run may fail before that.
+        kept = (live, self._persistent)
+        dead = [v for v in used if not any(v in k for k in kept) and v in self._slots and not isinstance(v, Constant)]
         if dead:
             self._steps.append(Free(tuple(self._slots[v] for v in dead)))
 
@@ -213,8 +216,6 @@ class _Assembler:
             if k + hidden in body.owned_outputs and runs_once:
                 owned.add(t)
         inputs = tuple(self._slot(v) for v in values)
-        kept = {*live, *step.writes}
-        released = tuple(
-            dict.fromkeys(self._slots[v] for v in values if v not in kept and not isinstance(v, Constant | Variable))
-        )
+        kept = {*live, *step.writes, *self._persistent}
+        released = tuple(dict.fromkeys(self._slots[v] for v in values if v not in kept and not isinstance(v, Constant)))
         return Call(op, body, inputs, tuple(outputs), tuple(written_back), released), owned
