@@ -60,7 +60,7 @@ def test_argument_wins_over_the_environment(tmp_path: Path, monkeypatch: pytest.
 
 def test_wrong_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPXL_STREAMING_MEMORY", "disk")
-    with pytest.raises(PopxlValueError, match="disk.*\n.*POPXL_STREAMING_MEMORY"):
+    with pytest.raises(PopxlValueError, match=r"disk.*\n.*POPXL_STREAMING_MEMORY"):
         popxl.Session(Grow().ir)
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 import popxl
 from popxl import ops
+from popxl.errors import RemoteOffsetError
 
 BUFFERS, ROWS, SHAPE = 2, 3, (16,)
 T: Any = Any
@@ -94,14 +95,20 @@ class Model:
         self.rng = rng
         self.start_run()
 
-    def start_run(self) -> None:
+    def start_run(self, fails_at: int | None = None) -> None:
+        self.fails_at = fails_at  # number of the streamed offset that is out of range
         self.offsets: list[int] = []
         self.flags: list[bool] = []
         self.outputs: list[np.ndarray] = []
 
-    def run(self, program: Sequence[Command]) -> None:
-        self.start_run()
-        play(self, program, Scope(list(self.variables), np.array(0, np.uint32), self.number))
+    def run(self, program: Sequence[Command], fails_at: int | None) -> bool:
+        """Run the program, and return whether it came to its end."""
+        self.start_run(fails_at)
+        try:
+            play(self, program, Scope(list(self.variables), np.array(0, np.uint32), self.number))
+        except RemoteOffsetError:
+            return False
+        return True
 
     def offset(self, c: Command, scope: Scope) -> int:
         match c.offset:
@@ -113,7 +120,10 @@ class Model:
                 return (int(scope.index) + c.row) % ROWS
             case "device":
                 return int(scope.number)
-        self.offsets.append(int(self.rng.integers(ROWS)))
+        fails = len(self.offsets) == self.fails_at
+        self.offsets.append(ROWS if fails else int(self.rng.integers(ROWS)))
+        if fails:
+            raise RemoteOffsetError("Offset out of range.")
         return self.offsets[-1]
 
     def load(self, buffer: int, offset: int) -> T:
@@ -311,13 +321,25 @@ def check_variables(session: popxl.Session, built: Builder, model: Model) -> Non
         np.testing.assert_array_equal(values[t], expected, err_msg=repr(t))
 
 
-def run_once(session: popxl.Session, built: Builder, model: Model, program: Sequence[Command]) -> None:
-    model.run(program)
+def run_once(
+    session: popxl.Session, built: Builder, model: Model, program: Sequence[Command], fails_at: int | None
+) -> None:
+    completes = model.run(program, fails_at)
     count = built.ir.num_host_transfers
     items = {built.offsets: np.zeros(count, np.uint32), built.flags: np.zeros(count, bool)}
     items[built.offsets][: len(model.offsets)] = model.offsets
     items[built.flags][: len(model.flags)] = model.flags
-    outputs = session.run({s: items[s] for s in session.expected_inputs()})
+    inputs = {s: items[s] for s in session.expected_inputs()}
+    if not completes:
+        with pytest.raises(RemoteOffsetError, match=f"Offset {ROWS} is outside"):
+            session.run(inputs)
+        # Where in the program the variables are now is not told; from here on they are what they are.
+        values = session.get_tensors_data([*built.variables, built.number])
+        for t, value in zip(values, [*model.variables, model.number], strict=True):
+            value[...] = values[t]
+        check_variables(session, built, model)
+        return
+    outputs = session.run(inputs)
     for stored in outputs.values():
         np.testing.assert_array_equal(stored[: len(model.outputs)], np.array(model.outputs).reshape(-1, *SHAPE))
 
@@ -330,7 +352,7 @@ def check(memory: str, program: Sequence[Command], seed: int, actions: Sequence[
     session.__enter__()
     try:
         for action in actions:
-            run_once(session, built, model, program)
+            run_once(session, built, model, program, fails_at=seed % 3 if action == "fail" else None)
             match action:
                 case "fetch":
                     check_variables(session, built, model)
@@ -339,7 +361,7 @@ def check(memory: str, program: Sequence[Command], seed: int, actions: Sequence[
                     check_variables(session, built, model)
                     session.__enter__()
                 case "write":
-                    model.rows[0, 0], model.variables[0] = 77, np.full(SHAPE, -5, np.int32)
+                    model.rows[0, 0], model.variables[0][...] = 77, -5
                     session.write_variables_data(
                         {built.rows[0]: model.rows[0, 0], built.variables[0]: model.variables[0]}
                     )
@@ -349,14 +371,22 @@ def check(memory: str, program: Sequence[Command], seed: int, actions: Sequence[
 
 
 C = Command
-ACTIONS = ("none", "fetch", "enter again", "write")
+ACTIONS = ("none", "fetch", "enter again", "write", "fail")
 
 
 @pytest.mark.parametrize("kind", ["ram", "file"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=40,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),  # explaining takes minutes here
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(program=blocks(2), seed=st.integers(0, 5), actions=st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=4))
 # A variable's memory is a row's at the end of a run: the next run must not overwrite it.
 @example(program=(C("load"), C("increase_"), C("out", a=2), C("store", a=0)), seed=0, actions=["none", "none", "none"])
+# A run that fails before a dead value is replaced: the variable keeps it.
+@example(
+    program=(C("call", body=(C("repeat", body=(C("load_"),)), C("load_", offset="stream"))),), seed=0, actions=["fail"]
+)
 # One storage by reference and by value: the copy is taken at the call.
 @example(
     program=(C("view"), C("call", b=2, body=(C("increase_"), C("add", b=1))), C("out", a=3)), seed=0, actions=["none"]

@@ -69,9 +69,9 @@ def test_variable_that_does_not_fit_can_be_made(ir: popxl.Ir) -> None:
 def test_sharding_needs_several_replicas(ir: popxl.Ir) -> None:
     with ir.main_graph:
         buffer = popxl.remote_buffer((1,), popxl.float32)
-        with pytest.raises(ValueError, match="greater than 1. It is 1"):
+        with pytest.raises(ValueError, match=r"greater than 1\. It is 1"):
             popxl.remote_replica_sharded_variable([1.0], buffer)
-        with pytest.raises(ValueError, match="greater than 1. It is 1"):
+        with pytest.raises(ValueError, match=r"greater than 1\. It is 1"):
             popxl.replica_sharded_variable([1.0])
 
 

@@ -86,7 +86,7 @@ def test_several_replicas_are_not_implemented() -> None:
 
 def test_session_takes_the_ir(counter: Counter) -> None:
     session = popxl.Session(counter.ir)
-    assert session.ir is counter.ir
+    assert session.ir is session.ir_ is counter.ir
     with pytest.raises(RuntimeError, match="already prepared"):
         counter.ir.replication_factor = 2
     with counter.ir.main_graph, pytest.raises(RuntimeError, match="already prepared"):

@@ -52,6 +52,7 @@ COMPUTES: Mapping[str, Callable[..., Any]] = {
     "Accumulate": lambda t, x, factor: t + np.float32(1 if factor is None else factor) * x,
     "CopyVarUpdate": lambda _t, x: x,
     "Greater": np.greater,
+    "Where": np.where,
     "Cast": lambda x, data_type: x.astype(data_type.as_numpy()),
     "Reshape": lambda x, shape: x.reshape(shape),
     "Transpose": lambda x, permutation: x.transpose(permutation),

@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_programs import ELEMENTWISE, ENTRIES, INDEX, MOVES, Block, Instruction, Program, Spec, can_repeat, entries
+from random_programs import (
+    ELEMENTWISE,
+    ENTRIES,
+    INDEX,
+    INT,
+    MOVES,
+    Block,
+    Instruction,
+    Program,
+    Spec,
+    can_repeat,
+    entries,
+)
 
 import popxl
 from popxl import ops
@@ -112,6 +124,8 @@ class Machine:
                 return [self.new(read[0].astype(np.uint32))]
             case "bound":
                 return [self.new((read[0] + np.uint32(extra)) % np.uint32(ENTRIES))]
+            case "number":
+                return [self.new(read[0].astype(np.int32))]
             case "next":
                 return [self.new(read[0] + np.uint32(1))]
             case "next_":
@@ -230,6 +244,8 @@ class Builder:
                 return [ops.cast(args[0], INDEX)]
             case "bound":
                 return [ops.increment_mod(args[0], extra, ENTRIES)]
+            case "number":
+                return [ops.cast(args[0], INT)]
             case "next":
                 return [args[0] + 1]
             case "next_":

@@ -150,9 +150,14 @@ class Writer:
     def pick(self, spec: Spec) -> int:
         """A value of this spec: one that is there, or else a new constant."""
         there = [i for i, s in enumerate(self.block.specs) if s == spec]
-        if not there or self.number(0, 9) == 0:
+        if not there or self.number(0, 15) == 0:
             return self.emit("constant", (), [spec], self.number(-4, 4) if spec.dtype != INDEX else self.number(0, 5))
-        return self.choose(there[-3:] if self.draw(st.booleans()) else there)
+        return self.favourite(there)
+
+    def favourite(self, there: list[int]) -> int:
+        """One of these values: an input or a recent one more often than others."""
+        inputs = [i for i in there if i < len(self.block.inputs)]
+        return self.choose(self.choose([inputs or there, there[-2:], there]))
 
     def offset(self) -> int:
         """An index below the number of entries: computed from an index that is there, from data, or fixed."""
@@ -167,15 +172,13 @@ class Writer:
 
     def any_number(self) -> tuple[int, Spec]:
         there = [i for i, s in enumerate(self.block.specs) if s.dtype in (INT, FLOAT)]
-        if self.draw(st.booleans()):
-            there = there[-3:]
-        i = self.choose(there) if there else self.pick(self.choose([entries(0), entries(1)]))
+        i = self.favourite(there) if there else self.pick(self.choose([entries(0), entries(1)]))
         return i, self.block.specs[i]
 
     def step(self) -> None:
-        kinds = ["elementwise"] * 3 + ["in_place"] * 4 + ["view"] * 2 + ["move", "join", "view_join", "advance"]
-        kinds += ["load", "load_", "store", "store"]
-        kinds += ["call"] * 3 + ["repeat"] * 3 + ["conditional"] if self.subs else []
+        kinds = ["elementwise"] * 3 + ["in_place"] * 5 + ["view"] * 2 + ["move", "join", "view_join"]
+        kinds += ["advance"] * 2 + ["load", "load_", "store", "store"]
+        kinds += ["call"] * 3 + ["repeat"] * 4 + ["conditional"] if self.subs else []
         kinds += ["host_load"] if self.is_main else []
         getattr(self, self.choose(kinds))()
 
@@ -212,9 +215,9 @@ class Writer:
         self.join("view_join")
 
     def advance(self) -> None:
-        """Index arithmetic; in place or not."""
-        i = self.pick(Spec((), INDEX))
-        self.emit(self.choose(["next", "next_"]), [i], [Spec((), INDEX)])
+        """Index arithmetic, in place or not; or use of an index as a number."""
+        kind = self.choose(["next", "next_", "number"])
+        self.emit(kind, [self.pick(Spec((), INDEX))], [Spec((), INT if kind == "number" else INDEX)])
 
     def load(self) -> None:
         buffer = self.number(0, 1)
@@ -277,7 +280,7 @@ def can_repeat(block: Block) -> bool:
     return outputs == tuple(block.inputs[: len(outputs)])
 
 
-SPECS = [entries(0), entries(1), Spec((), INDEX), Spec((), INT)]
+SPECS = [entries(0), entries(0), entries(0), entries(1), Spec((), INDEX), Spec((), INT)]
 
 
 @st.composite
@@ -285,19 +288,19 @@ def programs(draw: Callable[..., Any]) -> Program:
     subs: list[Block] = []
     for _ in range(draw(st.integers(1, 3))):
         inputs = [draw(st.sampled_from(SPECS)) for _ in range(draw(st.sampled_from([0, 1, 2, 2, 3, 3])))]
-        takes_refs = draw(st.sampled_from([True, True, False]))
+        takes_refs = draw(st.sampled_from([True, True, True, False]))
         by_ref = [takes_refs and draw(st.booleans()) for _ in inputs]
         sub = Block(inputs, by_ref)
         writer = Writer(draw, sub, list(subs), is_main=False)
         for _ in range(draw(st.sampled_from(range(1, 8)))):
             writer.step()
-        if draw(st.booleans()):  # repeatable: outputs like the first inputs
-            sub.outputs = [writer.pick(s) for s in inputs[: draw(st.integers(0, 3))]]
+        if draw(st.sampled_from([True, True, False])):  # repeatable: outputs like the first inputs
+            sub.outputs = [writer.pick(s) for s in inputs[: draw(st.sampled_from(range(3)))]]
         else:
             numbers = [i for i, s in enumerate(sub.specs) if s.dtype in (INT, FLOAT, INDEX)]
             sub.outputs = [draw(st.sampled_from(numbers)) for _ in range(draw(st.integers(0, 2)))] if numbers else []
         subs.append(sub)
-    main = Block([entries(0), entries(1), Spec((), INDEX), entries(0)], [False] * 4)
+    main = Block([entries(0), entries(0), Spec((), INDEX), entries(1)], [False] * 4)
     writer = Writer(draw, main, subs, is_main=True)
     for _ in range(draw(st.sampled_from(range(5, 25)))):
         writer.step()

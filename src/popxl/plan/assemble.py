@@ -54,17 +54,19 @@ def assemble(rough: RoughGraph, owned: frozenset[int], plan_call: PlanCall, host
         variables &= assembler.owned
 
 
-def _live_after(rough: RoughGraph) -> list[set[Value]]:
-    """For each step, those of its own values that later steps, the caller or the next run want."""
+def _wanted_steps(rough: RoughGraph) -> list[tuple[RoughStep | FinishedSegment, set[Value]]]:
+    """The steps that anybody wants; with each, those of its values that later steps, the caller or a next run want."""
     live: set[Value] = {*rough.outputs, *rough.persistent}
-    after: list[set[Value]] = []
+    wanted: list[tuple[RoughStep | FinishedSegment, set[Value]]] = []
     for step in reversed(rough.steps):
         made = {*step.writes, *(step.views if isinstance(step, FinishedSegment) else ())}
-        after.append(live.intersection((*step.reads, *made)))
+        if isinstance(step, FinishedSegment) and live.isdisjoint(made):
+            continue
+        wanted.append((step, live.intersection((*step.reads, *made))))
         live -= made
         live |= set(step.reads)
-    after.reverse()
-    return after
+    wanted.reverse()
+    return wanted
 
 
 class _Assembler:
@@ -90,7 +92,7 @@ class _Assembler:
     def assemble(self) -> GraphPlan:
         rough = self._rough
         inputs = tuple(self._slot(t) for t in rough.graph.inputs)
-        for step, live in zip(rough.steps, _live_after(rough), strict=True):
+        for step, live in _wanted_steps(rough):
             if isinstance(step, FinishedSegment):
                 self._add_segment(step, live)
             else:
@@ -135,8 +137,6 @@ class _Assembler:
 
     def _add_segment(self, step: FinishedSegment, live: set[Value]) -> None:
         outputs: list[Value] = [v for v in (*step.writes, *step.views) if v in live]
-        if not outputs:
-            return
         donated = tuple(i for i, v in enumerate(step.reads) if v in self.owned and v in outputs)
         key = segment_key(step.items, step.reads, outputs, donated)
         segment = Segment(step.items, step.reads, tuple(outputs), donated, key)

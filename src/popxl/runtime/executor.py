@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,11 +178,11 @@ class Executor:
     # Control
 
     def _call(self, frame: Frame, step: Call) -> None:
-        arguments = [frame[i] for i in step.inputs]
-        self._release(frame, step)
         inner = self._new_frame(step.body)
+        self._pass(inner, step, (frame[i] for i in step.inputs))
+        self._release(frame, step)
         try:
-            self._run_body(step, inner, arguments)
+            self._walk(step.body, inner)
         finally:
             # Also when a step fails: the callee may have reused the memory that the caller's slot still names.
             for position, slot in step.written_back:
@@ -198,8 +198,11 @@ class Executor:
         for i in range(step.count):
             state[:first] = [np.asarray(i, np.int32), np.asarray(True)]
             inner = self._new_frame(call.body)
+            self._pass(inner, call, state)
+            # The body has the carried values now, and lets go of each after its last use.
+            state[first : first + carried] = [None] * carried
             try:
-                self._run_body(call, inner, state)
+                self._walk(call.body, inner)
             finally:
                 for position, slot in call.written_back:
                     state[position] = frame[slot] = inner[call.body.inputs[position]]
@@ -213,10 +216,11 @@ class Executor:
         taken = bool(np.asarray(frame[step.condition]).reshape(()))
         self._call(frame, step.then_call if taken else step.else_call)
 
-    def _run_body(self, call: Call, inner: Frame, arguments: Sequence[Array]) -> None:
-        for slot, value in zip(call.body.inputs, arguments, strict=True):
+    @staticmethod
+    def _pass(inner: Frame, call: Call, values: Iterable[Array]) -> None:
+        """Give the body its arguments. The frame alone holds them, so that the body can let go of them."""
+        for slot, value in zip(call.body.inputs, values, strict=True):
             inner[slot] = value
-        self._walk(call.body, inner)
 
     @staticmethod
     def _take_outputs(frame: Frame, call: Call, values: Sequence[Array]) -> None:
