@@ -578,6 +578,31 @@ def test_an_input_by_reference_that_is_also_an_output_is_two_tensors_outside() -
     assert run(build) == [[12], [2]]
 
 
+@pytest.mark.parametrize("count", [None, 3])
+def test_a_run_that_fails_in_a_graph_keeps_what_was_done_by_reference(ir: popxl.Ir, count: int | None) -> None:
+    def body(x: popxl.TensorByRef, i: popxl.TensorByRef) -> None:
+        accumulate_(x, ops.remote_load(buffer, i))
+        i += 1
+
+    with ir.main_graph:
+        buffer = popxl.remote_buffer((2,), popxl.float32, 2)
+        for k in range(2):
+            popxl.remote_variable([10.0**k, 0.0], buffer, k)
+        x, i = popxl.variable([0.0, 0.0]), popxl.variable(0 if count else 2, popxl.uint32)
+        g = ir.create_graph(body, x, i)
+        if count is None:
+            accumulate_(x, popxl.constant([5.0, 5.0]))
+            ops.call(g, x, i)
+        else:
+            ops.repeat(g, count, x, i)
+    with popxl.Session(ir) as session:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="Offset 2 is outside"):
+                session.run()
+        assert session.get_tensor_data(x).tolist() == ([10, 10] if count is None else [11, 0])
+        assert session.get_tensor_data(i) == 2
+
+
 INPLACE = {
     "add_": lambda x: ops.add_(x, popxl.constant([1.0, 1.0])),
     "relu_": lambda x: ops.relu_(x),

@@ -284,17 +284,18 @@ def test_a_variable_is_updated_through_nested_loops_and_calls() -> None:
 
 
 @both_ways
-def test_a_part_of_a_variable_is_updated_in_a_loop() -> None:
+@pytest.mark.parametrize(("count", "column"), [(3, [128, 256]), (0, [2, 4])])
+def test_a_part_of_a_variable_is_updated_in_a_loop(count: int, column: list[float]) -> None:
     def build(ir: popxl.Ir) -> Sequence[popxl.Tensor]:
         def double(t: popxl.TensorByRef) -> None:
             accumulate_(t, t)
 
         x = popxl.variable([[1.0, 2.0], [3.0, 4.0]])
-        column = ops.slice_(x, 1, 2, axis=1)
-        ops.repeat(ir.create_graph(double, column), 3, column)
+        part = ops.slice_(x, 1, 2, axis=1)
+        ops.repeat(ir.create_graph(double, part), count, part)
         return [x]
 
-    assert run(build, runs=2) == [[[1, 128], [3, 256]]]
+    assert run(build, runs=2) == [[[1, column[0]], [3, column[1]]]]
 
 
 @both_ways
