@@ -66,7 +66,9 @@ def assert_row(found: ImmutableArray, expected: npt.NDArray[Any]) -> None:
     """``found`` has the shape, dtype and bits of ``expected``; NaN equals NaN, and 0 is not -0."""
     assert tuple(found.shape) == expected.shape
     assert found.dtype == expected.dtype
-    assert np.asarray(found).tobytes() == expected.tobytes()
+    # Compared before the assertion: pytest would explain at length, byte by byte, how two rows differ.
+    equal = np.asarray(found).tobytes() == expected.tobytes()
+    assert equal, f"a row of {expected.nbytes} bytes has other bits than expected"
 
 
 def _jax_numpy() -> ModuleType:
