@@ -7,39 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import run
 
 import popxl
 from popxl import ops
 from popxl.errors import PopxlIndexError, PopxlNotImplementedError, PopxlValueError
 from popxl.ops.conditional import ConditionalSiteInfo
-from popxl.plan import program as plan_program
 from popxl.plan.steps import Branch
 
 both_ways = pytest.mark.usefixtures("way")
 both_branches = pytest.mark.parametrize("taken", [True, False])
-
-
-@pytest.fixture(params=["compiled", "driven by the host"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Compile branches into the graph around them, or let the host choose one."""
-    if request.param != "compiled":
-        monkeypatch.setattr(plan_program, "SMALL_GRAPH_OPS", -1)
-        monkeypatch.setattr(plan_program, "SMALL_LOOP_OPS", -1)
-    return request.param
-
-
-def run(build: Callable[[popxl.Ir], Sequence[popxl.Tensor]], runs: int = 1) -> list[Any]:
-    """Build a main graph, run it, and return the values of the tensors that `build` returns."""
-    ir = popxl.Ir()
-    with ir.main_graph:
-        wanted = build(ir)
-        streams = [popxl.d2h_stream(t.shape, t.dtype) for t in wanted]
-        for stream, t in zip(streams, wanted, strict=True):
-            ops.host_store(stream, t)
-    with popxl.Session(ir) as session:
-        for _ in range(runs):
-            found = session.run()
-    return [found[stream].tolist() for stream in streams]
 
 
 @pytest.fixture

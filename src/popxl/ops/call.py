@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -237,8 +238,9 @@ def by_ref_inputs(graph: Graph, parents: tuple[Tensor, ...]) -> tuple[int, ...]:
     by_ref = graph.by_ref_inputs
     given = list(zip(graph.inputs, parents, strict=False))
     mutated = tuple(i for i, (t, parent) in enumerate(given) if t in by_ref and is_writable(parent))
+    times = Counter(parents)
     for i in mutated:
-        if parents.count(parents[i]) > 1:
+        if times[parents[i]] > 1:
             raise CoreError(
                 f"Tensor {parents[i].id} is passed by reference to `{graph.inputs[i].name}` of graph {graph.name}, "
                 "and to another input as well.",

@@ -7,6 +7,7 @@ computes it anew; the same holds for items of host streams and for values passed
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from popxl.op import Effect
@@ -99,8 +100,8 @@ class _Assembler:
                 self._add_step(step, live)
             self._free(step, live)
         outputs = tuple(self._slot(v) for v in rough.outputs)
-        final: list[Value] = [*rough.outputs, *rough.persistent]
-        owned_once = {v for v in self.owned if final.count(v) == 1}
+        final = Counter[Value]([*rough.outputs, *rough.persistent])
+        owned_once = {v for v in self.owned if final[v] == 1}
         for v in rough.outputs:
             self._share(v)
         return GraphPlan(
@@ -197,7 +198,8 @@ class _Assembler:
         hidden = 1 if call.is_loop else 0
         values: Sequence[Value] = tuple(t.storage for t in call.inputs)
         # What is passed twice, as a tensor and as its in-place successor, cannot be given away.
-        given = frozenset(i + first for i, v in enumerate(values) if v in self.owned and values.count(v) == 1)
+        times = Counter(values)
+        given = frozenset(i + first for i, v in enumerate(values) if v in self.owned and times[v] == 1)
         body = self._plan_call(call, given)
         runs_once = not call.is_loop or op.attributes["repeat_count"] > 0
         owned: set[Value] = set()
