@@ -104,7 +104,7 @@ def variable(
         Variable[w popxl.dtypes.float32 (2,)]
     """
     location = LocationInfo()
-    value = to_numpy(data, dtype, downcast, not isinstance(data, np.memmap), log2_scale, nan_on_overflow)
+    value = _host_value(data, dtype, downcast, log2_scale, nan_on_overflow)
     return _create_variable(value, name, replica_grouping, retrieval_mode, location)
 
 
@@ -151,7 +151,7 @@ def remote_variable(
         (True, (1, 1))
     """
     location = _remote_location(remote_buffer, offset, sharded=False)
-    value = to_numpy(data, dtype, downcast, not isinstance(data, np.memmap), log2_scale, nan_on_overflow)
+    value = _host_value(data, dtype, downcast, log2_scale, nan_on_overflow)
     return _create_variable(value, name, replica_grouping, retrieval_mode, location)
 
 
@@ -177,7 +177,7 @@ def remote_replica_sharded_variable(
     """
     _check_replicated()
     location = _remote_location(remote_buffer, offset, sharded=True)
-    value = to_numpy(data, dtype, downcast, not isinstance(data, np.memmap), log2_scale, nan_on_overflow)
+    value = _host_value(data, dtype, downcast, log2_scale, nan_on_overflow)
     meta_shape = value.shape[1:] if _grouping(replica_grouping).num_groups > 1 else value.shape
     if remote_buffer.meta_shape == ():
         remote_buffer.meta_shape = meta_shape
@@ -212,7 +212,7 @@ def replica_sharded_variable(
     from popxl import ops
 
     _check_replicated()
-    value = to_numpy(data, dtype, downcast, not isinstance(data, np.memmap), log2_scale, nan_on_overflow)
+    value = _host_value(data, dtype, downcast, log2_scale, nan_on_overflow)
     value_dtype = dtypes.dtype.as_dtype(value.dtype)
     buffer = replica_sharded_buffer(value.shape, value_dtype, replica_grouping, shard_over)
     var = remote_replica_sharded_variable(
@@ -224,6 +224,17 @@ def replica_sharded_variable(
     with _execution_context(ExecutionContext.WeightsToHostFragment):
         ops.remote_store(buffer, 0, shard)
     return var, shard
+
+
+def _host_value(
+    data: HostScalarTensor,
+    dtype: dtypes.dtype | None,
+    downcast: bool,
+    log2_scale: int | None,
+    nan_on_overflow: bool | None,
+) -> np.ndarray[Any, Any]:
+    """Return the data of a variable as an array: a copy, but a memory map stays the host's storage."""
+    return to_numpy(data, dtype, downcast, not isinstance(data, np.memmap), log2_scale, nan_on_overflow)
 
 
 def _create_variable(
@@ -284,11 +295,7 @@ def _grouping(replica_grouping: ReplicaGrouping | None) -> ReplicaGrouping:
 
 
 def _remote_location(buffer: RemoteBuffer, offset: int, *, sharded: bool) -> LocationInfo:
-    if buffer.ir != get_current_graph().ir:
-        raise PopxlValueError(
-            f"{buffer!r} belongs to {buffer.ir!r}, not to the current {get_current_graph().ir!r}.",
-            hint="create the buffer inside `with ir.main_graph:` of this Ir",
-        )
+    buffer.check_used_in(get_current_graph().ir)
     if offset < 0:
         raise PopxlValueError(
             f"The offset {offset} into {buffer!r} is negative.", hint=f"use 0 <= offset < {buffer.entries}"

@@ -155,6 +155,10 @@ class Op:
         unread = self.definition.unread
         return tuple(t for i, t in enumerate(self.inputs) if i not in unread) if unread else self.inputs
 
+    def written(self) -> tuple[Tensor, ...]:
+        """The tensors that this op gives a value: its outputs, then the inputs that it overwrites."""
+        return (*self.outputs, *(self.inputs[i] for i in self.mutates))
+
     def __repr__(self) -> str:
         ins = ", ".join(t.id for t in self.inputs)
         outs = ", ".join(t.id for t in self.outputs)

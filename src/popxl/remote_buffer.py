@@ -87,6 +87,18 @@ class RemoteBuffer:
         self._ir.check_open()
         self._ir.remote_buffers[self._id] = RemoteBufferInfo(tuple(tensor_shape), tensor_dtype, entries)
 
+    def check_used_in(self, ir: Ir) -> None:
+        """Check that the buffer belongs to `ir`.
+
+        Raises:
+            PopxlValueError: (a `ValueError`) if it does not.
+        """
+        if self._ir != ir:
+            raise PopxlValueError(
+                f"{self!r} belongs to {self._ir!r}, not to the current {ir!r}.",
+                hint="create the buffer inside `with ir.main_graph:` of this Ir",
+            )
+
     def validate_tensor_matches_buffer(self, t: Tensor, num_shards: int = 1) -> None:
         """Check that `t` has the dtype of the buffer and the shape of a row.
 

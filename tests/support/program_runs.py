@@ -31,7 +31,6 @@ from random_programs import (
 import popxl
 from popxl import ops
 from popxl.plan import program as plan_program
-from popxl.plan import rough, structure
 
 RUNS = 2
 Array = np.ndarray[Any, Any]
@@ -286,8 +285,7 @@ def limits(*, inline: bool) -> Iterator[None]:
         if not inline:
             patch.setattr(plan_program, "SMALL_GRAPH_OPS", -1)
             patch.setattr(plan_program, "SMALL_LOOP_OPS", -1)
-            for module in (plan_program, rough, structure):
-                patch.setattr(module, "SMALL_CONSTANT_ELEMENTS", 0)
+            patch.setattr(plan_program, "SMALL_CONSTANT_ELEMENTS", 0)
         yield
 
 

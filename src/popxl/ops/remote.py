@@ -120,11 +120,7 @@ def _row_spec(buffer: RemoteBuffer) -> ShapeDtype:
 def _offset_tensor(buffer: RemoteBuffer, offset: int | Tensor, **tensors: object) -> Tensor:
     """Check the buffer, the tensors and the offset, and return the offset as a tensor."""
     graph = get_current_graph()
-    if buffer.ir != graph.ir:
-        raise PopxlValueError(
-            f"{buffer!r} belongs to {buffer.ir!r}, not to the current {graph.ir!r}.",
-            hint="create the buffer inside `with ir.main_graph:` of this Ir",
-        )
+    buffer.check_used_in(graph.ir)
     check_in_graph(graph, **tensors)
     if isinstance(offset, int):
         if not 0 <= offset < 1 << 32:  # it becomes a uint32

@@ -138,7 +138,8 @@ class _Assembler:
 
     def _add_segment(self, step: FinishedSegment, live: set[Value]) -> None:
         outputs: list[Value] = [v for v in (*step.writes, *step.views) if v in live]
-        donated = tuple(i for i, v in enumerate(step.reads) if v in self.owned and v in outputs)
+        overwritten = self.owned.intersection(outputs)
+        donated = tuple(i for i, v in enumerate(step.reads) if v in overwritten)
         key = segment_key(step.items, step.reads, outputs, donated)
         segment = Segment(step.items, step.reads, tuple(outputs), donated, key)
         self._steps.append(

@@ -50,8 +50,7 @@ def _writers(graphs: Iterable[Graph]) -> dict[Tensor, list[Op]]:
     writers: dict[Tensor, list[Op]] = {}
     for graph in graphs:
         for op in graph.ops:
-            written = [*op.outputs, *(op.inputs[i].storage for i in op.mutates)]
-            for t in dict.fromkeys(written):
+            for t in dict.fromkeys(t.storage for t in op.written()):
                 if _is_candidate(t):
                     writers.setdefault(t, []).append(op)
     return writers

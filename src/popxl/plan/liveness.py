@@ -25,8 +25,7 @@ def needed_ops(program: Program, graph: Graph, ops: Iterable[Op], live_out: Iter
     for op in reversed(list(ops)):
         if op.definition.is_view:
             continue
-        written = [*op.outputs, *(op.inputs[i] for i in op.mutates)]
-        if program.has_effect(op) or any(root in live for t in written for root in storage_roots(t)):
+        if program.has_effect(op) or any(root in live for t in op.written() for root in storage_roots(t)):
             live.update(root for t in op.read_inputs() for root in storage_roots(t))
             needed.append(op)
     needed.reverse()

@@ -50,7 +50,7 @@ class _Planner:
         key = (graph, mutated, owned)
         if key not in self._plans:
             rough = _Cutter(self.program, graph, mutated).cut()
-            self._plans[key] = assemble(rough, owned, self.plan_call, frozenset(self.program.host_values))
+            self._plans[key] = assemble(rough, owned, self.plan_call, self.program.host_values)
         return self._plans[key]
 
     def plan_call(self, call: RoughCall, owned: frozenset[int]) -> GraphPlan:
@@ -88,7 +88,7 @@ class _Cutter:
         return RoughGraph(self._graph, tuple(self._steps), outputs, tuple(self._persistent))
 
     def _add(self, op: Op) -> None:
-        written = [t.storage for t in (*op.outputs, *(op.inputs[i] for i in op.mutates))]
+        written = [t.storage for t in op.written()]
         if op.definition.host is not None and any(t in self._program.host_values for t in written):
             self._emit(op, reads=[self._value(t) for t in op.read_inputs()], writes=written)
         elif op.definition.effect is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from popxl.graph import Graph
 from popxl.op import Control, Op
 from popxl.plan.host_values import host_values
-from popxl.tensor import Tensor
+from popxl.tensor import Constant, Tensor
 
 #: A called graph of at most this many ops becomes part of the segment that calls it. A larger one is an
 #: executable of its own, compiled once however many call sites it has.
@@ -17,6 +18,11 @@ SMALL_GRAPH_OPS = 16
 SMALL_LOOP_OPS = 100
 #: A constant of at most this many elements is written into the code; a larger one is passed to it.
 SMALL_CONSTANT_ELEMENTS = 16
+
+
+def is_embedded(value: object) -> TypeGuard[Constant]:
+    """Whether a value is a constant that is written into code."""
+    return isinstance(value, Constant) and value.nelms <= SMALL_CONSTANT_ELEMENTS
 
 
 @dataclass(slots=True)
@@ -51,15 +57,14 @@ class Program:
     def has_large_constants(self, graph: Graph) -> bool:
         """Whether the graph or one it calls has a constant that should not be written into code."""
         if graph not in self._large_constants:
-            self._large_constants[graph] = any(c.nelms > SMALL_CONSTANT_ELEMENTS for c in graph.constants) or any(
+            self._large_constants[graph] = any(not is_embedded(c) for c in graph.constants) or any(
                 self.has_large_constants(g) for g in graph.called_graphs
             )
         return self._large_constants[graph]
 
     def is_compiled_inline(self, op: Op) -> bool:
         """Whether an op that calls graphs is compiled into the segment around it."""
-        written = [t.storage for t in op.outputs] + [op.inputs[i].storage for i in op.mutates]
-        if any(t in self.host_values for t in written):
+        if any(t.storage in self.host_values for t in op.written()):
             return False
         limit = SMALL_GRAPH_OPS if op.definition.control is Control.CALL else SMALL_LOOP_OPS
         return all(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from popxl.aliasing import is_view, storage_roots
 from popxl.graph import Graph
 from popxl.op import Op
-from popxl.plan.program import SMALL_CONSTANT_ELEMENTS
+from popxl.plan.program import is_embedded
 from popxl.plan.steps import Assign, Value
-from popxl.tensor import Constant, Tensor
+from popxl.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,7 @@ class RoughSegment:
 
     def _read(self, values: Iterable[Value]) -> None:
         for v in values:
-            embedded = isinstance(v, Constant) and v.nelms <= SMALL_CONSTANT_ELEMENTS
-            if v not in self.writes and not embedded:
+            if v not in self.writes and not is_embedded(v):
                 self.reads[v] = None
 
     def conflicts(self, reads: Sequence[Value], writes: Sequence[Value]) -> bool:

@@ -8,9 +8,8 @@ from typing import Any
 from popxl.aliasing import is_view
 from popxl.graph import Graph
 from popxl.op import Op
-from popxl.plan.program import SMALL_CONSTANT_ELEMENTS
+from popxl.plan.program import is_embedded
 from popxl.plan.steps import Assign, Transferred, Value
-from popxl.tensor import Constant
 
 
 def segment_key(
@@ -64,7 +63,7 @@ class _Numbering:
                 item.aliases,
             )
         )
-        for t in (*item.outputs, *(item.inputs[i] for i in item.mutates)):
+        for t in item.written():
             # What an op fills without reading it begins here, too.
             if t.storage not in self._numbers and not is_view(t):
                 self._define(t.storage, "output")
@@ -85,7 +84,7 @@ class _Numbering:
                 bases = tuple(self.number(op.inputs[i]) for i in op.aliases)
                 self._numbers[t] = len(self._numbers)
                 self.entries.append((op.definition, _exact(op.attributes), bases))
-            elif isinstance(t, Constant) and t.nelms <= SMALL_CONSTANT_ELEMENTS:
+            elif is_embedded(t):
                 self._numbers[t] = len(self._numbers)
                 self.entries.append((t.dtype, t.shape, t.host_value.tobytes()))
             else:

@@ -109,7 +109,7 @@ def _run_plain(storages: _Storages, op: Op) -> None:
         jnp.zeros(t.shape, t.dtype.storage) if i in unread else storages.read(t) for i, t in enumerate(op.inputs)
     ]
     results = as_results(lower(*arguments, **op.attributes))
-    targets = op.outputs if op.aliases else (*op.outputs, *(op.inputs[i] for i in op.mutates))
+    targets = op.outputs if op.aliases else op.written()
     for t, value in zip(targets, results, strict=True):
         if value.shape != t.shape or value.dtype != t.dtype.storage:
             raise AssertionError(f"{op!r} made {value.dtype}{value.shape} for {t!r}")
