@@ -42,14 +42,20 @@ def test_functions_of_packages_have_a_row(rows: dict[str, list[str]]) -> None:
 @pytest.mark.parametrize(
     ("name", "cells"),
     [
-        ("reshape", ["all", "copy", "`reshape_`", "`Reshape`"]),
-        ("reshape_", ["all", "view of `t`", "", "`ReshapeInplace`"]),
-        ("concat_", ["all", "view of `ts`", "", "`ConcatInplace`"]),
-        ("add_", ["numbers", "overwrites `lhs`", "", "`AddLhsInplace`"]),
-        ("gelu", ["floats", "copy", "`gelu_`", "`Gelu`"]),
-        ("remote_load_", ["all", "overwrites `t` (reads an entry of a remote buffer)", "", "`RemoteLoadInplace`"]),
-        ("call", ["all", "runs a graph once", "", "`Call`"]),
-        ("squeeze", ["", "", "", "made of other ops"]),
+        ("reshape", ["all", "`t`", "copy", "`reshape_`", "`Reshape`"]),
+        ("reshape_", ["all", "`t`", "view of `t`", "", "`ReshapeInplace`"]),
+        ("concat_", ["all", "`ts`", "view of `ts`", "", "`ConcatInplace`"]),
+        ("add", ["numbers", "`lhs`, `rhs`", "copy", "`add_`", "`Add`"]),
+        ("add_", ["numbers", "none", "overwrites `lhs`", "", "`AddLhsInplace`"]),
+        ("gelu", ["floats", "`t`", "copy", "`gelu_`", "`Gelu`"]),
+        ("detach", ["all", "none", "copy", "`detach_`", "`Detach`"]),
+        ("greater", ["numbers", "refused", "copy", "", "`Greater`"]),
+        (
+            "remote_load_",
+            ["all", "none", "overwrites `t` (reads an entry of a remote buffer)", "", "`RemoteLoadInplace`"],
+        ),
+        ("call", ["all", "those of the graph", "runs a graph once", "", "`Call`"]),
+        ("squeeze", ["", "those of its parts", "", "", "made of other ops"]),
     ],
 )
 def test_a_row_tells_what_the_declaration_tells(rows: dict[str, list[str]], name: str, cells: list[str]) -> None:

@@ -6,7 +6,7 @@ Passes ask a definition for its effects, never for its name. Nothing here import
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -29,6 +29,7 @@ class Effect(Enum):
     REMOTE_LOAD = "reads an entry of a remote buffer"
     REMOTE_STORE = "writes an entry of a remote buffer"
     PRINT = "prints to stderr"
+    CHECK = "stops the run if a value is out of range"
 
 
 class Control(Enum):
@@ -48,11 +49,33 @@ class ShapeDtype:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Gradient:
+    """How the gradients of an op's inputs follow from those of its outputs.
+
+    The default is the mathematical one: the transpose of the lowering's derivative.
+
+    Attributes:
+        rule: A gradient that is not the mathematical one, or that saves work by using the outputs:
+            ``(grads, inputs, outputs, **attributes)``, sequences of arrays, to one gradient per input (None for
+            none). The gradient of an output that nobody asks for is zeros; of one that is no float, None.
+        wrt: Inputs that have a gradient; None for all whose dtype is float.
+        emit: For a gradient that does more than compute: ``(op, grads, wrt)`` adds ops to the current graph and
+            returns the gradients, with no need of forward tensors. `rule` is not asked then.
+        refusal: Why there is none, where asking for one is an error.
+    """
+
+    rule: Callable[..., Sequence[Any]] | None = None
+    wrt: tuple[int, ...] | None = None
+    emit: Callable[[Op, Mapping[int, Tensor], tuple[int, ...]], tuple[Tensor, ...]] | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class OpDefinition:
     """Everything about one type of op, described in one place.
 
     Attributes:
-        type: The reference's name of the op.
+        type: The reference's name of the op, unless `reference_type` has that.
         infer: Shape and dtype of each output, from those of the inputs and the attributes.
         lower: Arrays in, arrays out; None for transfers and control flow, which the runtime performs.
             Results beyond the op's outputs are the new values of `Op.mutates` that no output aliases.
@@ -64,6 +87,8 @@ class OpDefinition:
         control: How it runs the graphs it calls.
         optimizer: Whether it belongs to an optimiser's update.
         first_input: Number of the first input at a call site (a loop's first two are not connected).
+        gradient: Gradients of the inputs; None if there are none, and others count.
+        reference_type: The reference's name of the op, where several types have the same.
     """
 
     type: str
@@ -77,6 +102,8 @@ class OpDefinition:
     control: Control | None = None
     optimizer: bool = False
     first_input: int = 0
+    gradient: Gradient | None = None
+    reference_type: str = ""
 
     @property
     def is_view(self) -> bool:
@@ -159,6 +186,14 @@ class Op:
         """The tensors that this op gives a value: its outputs, then the inputs that it overwrites."""
         return (*self.outputs, *(self.inputs[i] for i in self.mutates))
 
+    def become(self, definition: OpDefinition, inputs: tuple[Tensor, ...]) -> None:
+        """Turn into an op of another type without attributes, on other inputs; its outputs stay."""
+        for t in self.inputs:
+            t.consumers.remove(self)
+        self.definition, self.inputs, self.attributes = definition, inputs, MappingProxyType({})
+        for t in inputs:
+            t.consumers.append(self)
+
     def __repr__(self) -> str:
         ins = ", ".join(t.id for t in self.inputs)
         outs = ", ".join(t.id for t in self.outputs)
@@ -167,8 +202,8 @@ class Op:
     # Names that companion libraries of the reference use.
 
     def opType(self) -> str:  # noqa: N802
-        """Return `type`."""
-        return self.type
+        """Return the reference's name of `type`."""
+        return self.definition.reference_type or self.type
 
     def inTensor(self, index: int) -> Tensor:  # noqa: N802
         """Return the input with the call site's number `index`."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from popxl import dtypes
+from popxl.op import ShapeDtype
 from popxl.remote_buffer import RemoteBuffer
 from popxl.streams import Stream
 from popxl.tensor import Constant, Tensor, Variable
@@ -114,6 +115,8 @@ def _value_text(value: Any) -> str:
         return value.tensor_id
     if isinstance(value, dtypes.dtype):
         return value.name
+    if isinstance(value, ShapeDtype):
+        return f"{value.dtype.name}{_value_text(value.shape)}"
     if isinstance(value, tuple):
         return f"[{', '.join(_value_text(v) for v in cast('tuple[Any, ...]', value))}]"
     return value if isinstance(value, str) and value.isidentifier() else repr(value)

@@ -70,7 +70,67 @@ def test_float16_times_a_float32_number_stays_float16() -> None:
         np.testing.assert_array_equal(out, (half.astype(np.float32) * scale).astype(np.float16))
 
 
+def test_log2_of_powers_of_2() -> None:
+    out = run(lambda: ops.log2(popxl.variable(np.array([0.5, 1, 8, 0, -1], np.float32))))
+    np.testing.assert_allclose(out, [-1, 0, 3, -np.inf, np.nan], rtol=1e-6)
+
+
+def test_what_is_finite_is_neither_nan_nor_infinite() -> None:
+    out = run(lambda: ops.isfinite(popxl.variable(np.array([0, -65504, np.nan, np.inf, -np.inf], np.float16))))
+    np.testing.assert_array_equal(out, [True, True, False, False, False])
+
+
+def test_clip_with_bounds_in_the_wrong_order_gives_the_upper_one() -> None:
+    out = run(lambda: ops.clip(popxl.variable(np.array([0, 1.5, 3], np.float32)), 2, 1))
+    np.testing.assert_array_equal(out, [1, 1, 1])
+
+
+def test_maximum_of_three_broadcasts() -> None:
+    column, row = np.array([[1], [3]], np.float32), np.array([0, 2, 4], np.float32)
+    out = run(lambda: ops.maximum(*(popxl.variable(a) for a in (column, row, np.float32(1.5)))))
+    np.testing.assert_array_equal(out, [[1.5, 2, 4], [3, 3, 4]])
+
+
+@pytest.mark.parametrize("a", [2, np.array([[2]], np.float32)], ids=["number", "tensor"])
+@pytest.mark.parametrize("b", [-0.5, np.float16(-0.5)], ids=["number", "tensor"])
+def test_each_scale_of_a_scaled_sum_is_a_number_or_a_tensor(a: Any, b: Any) -> None:
+    def build() -> popxl.Tensor:
+        x, y = (popxl.variable(np.array(v, np.float32)) for v in ([1, 2], [10, 20]))
+        return ops.scaled_add(
+            x, y, *(popxl.variable(s) if isinstance(s, np.ndarray | np.generic) else s for s in (a, b))
+        )
+
+    np.testing.assert_array_equal(run(build), [-3, -6])
+
+
+def test_a_scaled_sum_of_float16_is_rounded_once() -> None:
+    # 60000 + 60000 is no float16, half of it is.
+    x = np.array([60000], np.float16)
+    out = run(lambda: ops.scaled_add(popxl.variable(x), popxl.variable(x), 0.5, 0.5))
+    assert out.dtype == np.float16
+    np.testing.assert_array_equal(out, x)
+
+
+def test_a_scaled_sum_has_the_dtype_of_its_first_tensor() -> None:
+    half, single = np.array([1], np.float16), np.array([3.0004], np.float32)
+    for first, second in ((half, single), (single, half)):
+        out = run(lambda a=first, b=second: ops.scaled_add(popxl.variable(a), popxl.variable(b)))
+        assert out.dtype == first.dtype
+        np.testing.assert_allclose(out, [4.0004], rtol=1e-3)
+
+
 # In place
+
+
+def test_a_scaled_sum_in_place_keeps_a_variable_s_new_value_across_runs() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        x = popxl.variable(np.array([1.0, -2.0], np.float32))
+        ops.scaled_add_(x, popxl.constant(np.array([10.0, 20.0], np.float32)), b=-0.5)
+    with popxl.Session(ir) as session:
+        session.run()
+        session.run()
+        np.testing.assert_array_equal(session.get_tensor_data(x), [-9, -22])
 
 
 def test_an_op_in_place_keeps_a_variable_s_new_value_across_runs() -> None:
@@ -84,7 +144,7 @@ def test_an_op_in_place_keeps_a_variable_s_new_value_across_runs() -> None:
         np.testing.assert_array_equal(session.get_tensor_data(x), [21.0, 38.0])
 
 
-@pytest.mark.parametrize("function", [ops.relu_, ops.exp_, ops.gelu_, ops.geluerf_])
+@pytest.mark.parametrize("function", [ops.relu_, ops.exp_, ops.gelu_, ops.geluerf_, ops.swish_])
 def test_an_op_in_place_leaves_a_constant_as_it_is(function: Any) -> None:
     value = np.array([-1.0, 0.5], np.float32)
     ir = popxl.Ir()
@@ -110,8 +170,107 @@ def test_an_op_needs_a_graph() -> None:
         ops.exp(t)
 
 
-def test_rename_is_identity() -> None:
-    assert ops.rename is ops.identity
+def test_second_names() -> None:
+    assert (ops.rename, ops.clamp) == (ops.identity, ops.clip)
+
+
+NAMES = {
+    ops.abs: "abs_out",
+    ops.ceil: "ceil_out",
+    ops.clip: "clip_out",
+    ops.cos: "cos_out",
+    ops.exp: "exp_out",
+    ops.exp_: "exp_inplace_out",
+    ops.floor: "floor_out",
+    ops.gelu: "gelu_out",
+    ops.gelu_: "gelu_inplace_out",
+    ops.geluerf: "geluerf_out",
+    ops.geluerf_: "geluerf_inplace_out",
+    ops.isfinite: "isfinite_out",
+    ops.isinf: "isinf_out",
+    ops.isnan: "isnan_out",
+    ops.log: "log_out",
+    ops.log2: "div_out",
+    ops.negate: "negate_out",
+    ops.relu: "relu_out",
+    ops.relu_: "relu_inplace_out",
+    ops.sign: "sign_out",
+    ops.sin: "sin_out",
+    ops.sqrt: "sqrt_out",
+    ops.swish: "swish_out",
+    ops.swish_: "swish_inplace_out",
+    ops.tanh: "tanh_out",
+    ops.maximum: "maximum_out",
+}
+NAMES_OF_PAIRS = {
+    ops.add: "add_out",
+    ops.add_: "add_lhs_inplace_out",
+    ops.sub: "sub_out",
+    ops.mul: "mul_out",
+    ops.div: "div_out",
+    ops.fmod: "fmod_out",
+    ops.pow: "pow_out",
+    ops.equal: "equal_out",
+    ops.greater: "greater_out",
+    ops.maximum: "maximum_out",
+    ops.scaled_add: "scaled_add_out",
+    ops.scaled_add_: "scaled_add__x",
+}
+
+
+@pytest.mark.parametrize("function", NAMES)
+def test_names_of_results(function: Any) -> None:
+    with popxl.Ir().main_graph:
+        assert function(popxl.variable(1.0, name="x")).name == NAMES[function]
+
+
+@pytest.mark.parametrize("function", NAMES_OF_PAIRS)
+def test_names_of_results_of_two_tensors(function: Any) -> None:
+    with popxl.Ir().main_graph:
+        x, y = (popxl.variable(1.0, name=name) for name in "xy")
+        assert function(x, y).name == NAMES_OF_PAIRS[function]
+
+
+def test_log2_is_a_quotient_of_logarithms() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph as main:
+        ops.log2(popxl.variable(1.0, popxl.float16, name="x"))
+    assert types(ir) == ["Log", "Log", "Div"]
+    (two,) = main.constants
+    assert (two.dtype, two.shape) == (popxl.float16, ())
+    assert len(main.tensors) == 5
+
+
+def test_isfinite_is_made_of_five_ops() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        ops.isfinite(popxl.variable(1.0))
+    assert types(ir) == ["IsNaN", "IsInf", "Or", "Not", "Identity"]
+
+
+def test_maximum_of_one_tensor_is_a_copy() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        x = popxl.variable(1.0)
+        assert ops.maximum(x) != x
+    assert types(ir) == ["Max"]
+
+
+def test_clip_keeps_its_bounds() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        ops.clip(popxl.variable(1.0), max=2)
+    assert dict(ir.main_graph.ops[0].attributes) == {"min": -np.inf, "max": 2}
+
+
+def test_a_scaled_sum_takes_tensors_as_inputs_and_keeps_numbers() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        x, y, b = popxl.variable([1.0]), popxl.variable([2.0]), popxl.variable(3.0)
+        ops.scaled_add(x, y, 2, b)
+    (op,) = ir.main_graph.ops
+    assert op.inputs == (x, y, b)
+    assert dict(op.attributes) == {"a": 2, "b": None}
 
 
 @pytest.mark.parametrize(("name", "expected"), [(None, "identity_x"), ("y", "y")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,32 +13,82 @@ import popxl
 from popxl import ops
 from popxl.errors import CoreError, PopxlTypeError, PopxlValueError
 
-UNARY = [
+UNARY = {
+    ops.abs: "x",
+    ops.ceil: "t",
+    ops.clip: "t",
+    ops.cos: "input",
+    ops.exp: "t",
+    ops.exp_: "t",
+    ops.floor: "t",
+    ops.gelu: "t",
+    ops.gelu_: "t",
+    ops.geluerf: "t",
+    ops.geluerf_: "t",
+    ops.identity: "t",
+    ops.io_tile_copy: "t",
+    ops.isfinite: "t",
+    ops.isinf: "t",
+    ops.isnan: "t",
+    ops.log: "t",
+    ops.log2: "t",
+    ops.logical_not: "t",
+    ops.maximum: "ts_0",
+    ops.negate: "t",
+    ops.relu: "t",
+    ops.relu_: "t",
+    ops.sign: "t",
+    ops.sin: "input",
+    ops.sqrt: "t",
+    ops.swish: "t",
+    ops.swish_: "t",
+    ops.tanh: "t",
+    partial(ops.increment_mod, increment=1, modulus=2): "t",
+    partial(ops.increment_mod_, increment=1, modulus=2): "t",
+    partial(ops.cast, data_type=popxl.float16): "t",
+    partial(ops.ipu_copy, destination=1, source=0): "t",
+    partial(ops.pow, e=2): "t",
+}
+"""Functions of one tensor, and what errors call it."""
+FLOAT_ONLY = [
+    ops.ceil,
+    ops.clip,
+    ops.cos,
     ops.exp,
     ops.exp_,
+    ops.floor,
     ops.gelu,
     ops.gelu_,
     ops.geluerf,
     ops.geluerf_,
-    ops.identity,
-    ops.io_tile_copy,
+    ops.isfinite,
+    ops.isinf,
+    ops.isnan,
     ops.log,
-    ops.logical_not,
-    ops.negate,
+    ops.log2,
+    ops.maximum,
     ops.relu,
     ops.relu_,
+    ops.sin,
     ops.sqrt,
+    ops.swish,
+    ops.swish_,
     ops.tanh,
-    lambda t: ops.increment_mod(t, 1, 2),
-    lambda t: ops.increment_mod_(t, 1, 2),
-    lambda t: ops.cast(t, popxl.float16),
-    lambda t: ops.ipu_copy(t, 1, 0),
-    lambda t: ops.pow(t, 2),
 ]
-FLOAT_ONLY = [ops.exp, ops.exp_, ops.gelu, ops.gelu_, ops.geluerf, ops.log, ops.relu, ops.relu_, ops.sqrt, ops.tanh]
 ARITHMETIC = [ops.add, ops.add_, ops.sub, ops.mul, ops.div, ops.fmod]
+OPERANDS = {
+    **dict.fromkeys([*ARITHMETIC, ops.equal], ("lhs", "rhs")),
+    ops.greater: ("input", "other"),
+    ops.maximum: ("ts_0", "ts_1"),
+    ops.scaled_add: ("X", "Y"),
+    ops.scaled_add_: ("X", "Y"),
+    ops.logical_and: ("lhs", "rhs"),
+    ops.logical_or: ("lhs", "rhs"),
+}
+"""Functions of two tensors, and what errors call them."""
 BINARY = [*ARITHMETIC, ops.equal, ops.greater]
 LOGICAL = [ops.logical_and, ops.logical_or]
+SCALED = [ops.scaled_add, ops.scaled_add_]
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +106,13 @@ def of_shape(*shape: int, dtype: Any = np.float32) -> popxl.Tensor:
 
 @pytest.mark.parametrize("function", UNARY)
 def test_a_number_is_no_tensor(function: Callable[..., Any]) -> None:
-    with pytest.raises(PopxlTypeError, match=r"^The input `t` is not a Tensor"):
+    with pytest.raises(PopxlTypeError, match=rf"^The input `{UNARY[function]}` is not a Tensor"):
         function(1.0)
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", OPERANDS)
 def test_numbers_are_no_operands(function: Callable[..., Any]) -> None:
-    first, second = ("input", "other") if function is ops.greater else ("lhs", "rhs")
+    first, second = OPERANDS[function]
     with pytest.raises(PopxlTypeError, match=rf"^The input `{first}` is not a Tensor"):
         function(1.0, of_shape())
     with pytest.raises(PopxlTypeError, match=rf"^The input `{second}` is not a Tensor"):
@@ -81,23 +132,22 @@ def test_tensors_of_other_graphs_are_refused(function: Callable[..., Any]) -> No
     t = of_shape(2)
     with (
         t.ir.create_empty_graph(),
-        pytest.raises(PopxlValueError, match=r"^The input tensor `t` is not in the current"),
+        pytest.raises(PopxlValueError, match=rf"^The input tensor `{UNARY[function]}` is not in the current"),
     ):
         function(t)
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", OPERANDS)
 def test_operands_of_other_graphs_are_refused(function: Callable[..., Any]) -> None:
     t = of_shape(2)
-    name = "input" if function is ops.greater else "lhs"
     with (
         t.ir.create_empty_graph(),
-        pytest.raises(PopxlValueError, match=rf"^The input tensor `{name}` is not in the current"),
+        pytest.raises(PopxlValueError, match=rf"^The input tensor `{OPERANDS[function][0]}` is not in the current"),
     ):
         function(t, t)
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", OPERANDS)
 def test_operands_on_two_ipus_are_refused(function: Callable[..., Any]) -> None:
     a = ops.identity(of_shape())
     with popxl.ipu(1):
@@ -106,7 +156,7 @@ def test_operands_on_two_ipus_are_refused(function: Callable[..., Any]) -> None:
         function(a, b)
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", OPERANDS)
 def test_operands_on_two_tile_sets_are_refused(function: Callable[..., Any]) -> None:
     a = ops.identity(of_shape())
     with popxl.io_tiles():
@@ -137,13 +187,13 @@ def test_a_refused_logical_op_adds_no_cast(function: Callable[..., Any], other: 
 # Shapes and dtypes
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL, ops.maximum])
 def test_shapes_that_do_not_broadcast_are_refused(function: Callable[..., Any]) -> None:
     with pytest.raises(CoreError, match=r"^np broadcasting failed.*frames \[2, 3\] and \[2\] are not aligned"):
         function(of_shape(2, 3), of_shape(2))
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", [*BINARY, *LOGICAL, ops.maximum])
 @pytest.mark.parametrize("shape", [(1,), (2,)])
 def test_a_dimension_of_0_never_broadcasts(function: Callable[..., Any], shape: tuple[int]) -> None:
     with pytest.raises(CoreError, match=r"^np broadcasting failed"):
@@ -195,8 +245,9 @@ def test_where_refuses_a_float8_condition() -> None:
 @pytest.mark.parametrize("function", FLOAT_ONLY)
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
 def test_functions_of_floats_refuse_other_dtypes(function: Callable[..., Any], dtype: Any) -> None:
-    with pytest.raises(CoreError, match=r"^Unsupported dtype.* of `t`"):
+    with pytest.raises(CoreError, match=rf"^Unsupported dtype.* of `{UNARY[function]}`"):
         function(of_shape(2, dtype=dtype))
+    assert popxl.gcg().ops == ()
 
 
 def test_negate_refuses_unsigned_integers() -> None:
@@ -210,7 +261,7 @@ def test_arithmetic_refuses_bool(function: Callable[..., Any]) -> None:
         function(of_shape(dtype=bool), of_shape(dtype=bool))
 
 
-@pytest.mark.parametrize("function", [*BINARY, *LOGICAL])
+@pytest.mark.parametrize("function", OPERANDS)
 def test_no_op_on_two_tensors_takes_float8(function: Callable[..., Any]) -> None:
     t = popxl.variable(np.ones(2), popxl.float8_152)
     with pytest.raises(CoreError, match=r"^Unsupported dtype.*float8_152"):
@@ -231,9 +282,11 @@ def test_an_integer_increment_must_be_finite() -> None:
         ops.increment_mod(of_shape(2, dtype=np.int32), float("inf"), 2)
 
 
-def test_increment_mod_refuses_bool() -> None:
-    with pytest.raises(CoreError, match=r"^Unsupported dtype"):
-        ops.increment_mod(of_shape(2, dtype=bool), 1, 2)
+@pytest.mark.parametrize("function", [ops.increment_mod, ops.increment_mod_])
+@pytest.mark.parametrize("dtype", [popxl.bool, popxl.float8_143])
+def test_increment_mod_refuses_what_is_no_number(function: Callable[..., Any], dtype: popxl.dtype) -> None:
+    with pytest.raises(CoreError, match=rf"^Unsupported DataType popxl\.dtypes\.{dtype.name} of `t`"):
+        function(popxl.variable(np.ones(2), dtype), 1, 2)
 
 
 @pytest.mark.parametrize("dtype", [popxl.float8_143, popxl.float8_152, popxl.complex64])
@@ -252,3 +305,75 @@ def test_a_refused_where_adds_no_op() -> None:
     with pytest.raises(CoreError, match="np broadcasting failed"):
         ops.where(condition, lhs, lhs)
     assert popxl.gcg().ops == ()
+
+
+# Magnitude, sign and bounds
+
+
+@pytest.mark.parametrize("function", [ops.abs, ops.sign])
+@pytest.mark.parametrize("dtype", [popxl.bool, popxl.float8_143, popxl.complex64])
+def test_magnitude_and_sign_are_of_numbers(function: Callable[..., Any], dtype: popxl.dtype) -> None:
+    with pytest.raises(CoreError, match=rf"^Unsupported dtype.*{dtype.name} of `{UNARY[function]}`"):
+        function(popxl.variable(np.ones(2), dtype))
+
+
+@pytest.mark.parametrize("bound", ["min", "max"])
+@pytest.mark.parametrize("value", [None, "0", [1.0]])
+def test_bounds_are_numbers(bound: str, value: Any) -> None:
+    with pytest.raises(PopxlTypeError, match=rf"^The bound `{bound}` of clip is .*, which is no number"):
+        ops.clip(of_shape(2), **{bound: value})
+
+
+def test_bounds_are_no_tensors() -> None:
+    with pytest.raises(PopxlTypeError, match=r"^The bound `max` of clip is Variable"):
+        ops.clip(of_shape(2), 0, of_shape())
+
+
+# Maximum
+
+
+def test_maximum_needs_a_tensor() -> None:
+    with pytest.raises(PopxlValueError, match="at least one tensor"):
+        ops.maximum()
+
+
+def test_maximum_needs_equal_dtypes() -> None:
+    with pytest.raises(CoreError, match=r"^Inputs to maximum do not all the same type.* float32, float16\."):
+        ops.maximum(of_shape(2), of_shape(2), of_shape(2, dtype=np.float16))
+
+
+def test_maximum_names_the_tensor_that_it_cannot_take() -> None:
+    with pytest.raises(CoreError, match=r"^Unsupported dtype.*int32 of `ts_1`"):
+        ops.maximum(of_shape(2), of_shape(2, dtype=np.int32))
+
+
+# Scaled sums
+
+
+@pytest.mark.parametrize("function", SCALED)
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 2), ()])
+def test_a_scaled_sum_does_not_broadcast(function: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    with pytest.raises(CoreError, match=r"^The shapes of `X` and `Y` differ: \[2\] and"):
+        function(of_shape(2), of_shape(*shape))
+
+
+@pytest.mark.parametrize("function", SCALED)
+@pytest.mark.parametrize("scale", ["a", "b"])
+@pytest.mark.parametrize("shape", [(2,), (0,)])
+def test_a_scale_has_one_element(function: Callable[..., Any], scale: str, shape: tuple[int]) -> None:
+    with pytest.raises(CoreError, match=rf"^The scale `{scale}` has {shape[0]} elements"):
+        function(of_shape(2), of_shape(2), **{scale: of_shape(*shape)})
+
+
+@pytest.mark.parametrize("function", SCALED)
+@pytest.mark.parametrize("scale", ["a", "b"])
+def test_a_scale_is_a_number_or_a_tensor(function: Callable[..., Any], scale: str) -> None:
+    with pytest.raises(PopxlTypeError, match=rf"^The scale `{scale}` is '2', which is neither"):
+        function(of_shape(2), of_shape(2), **{scale: "2"})
+
+
+@pytest.mark.parametrize("argument", ["X", "Y", "a", "b"])
+def test_a_scaled_sum_is_of_floats(argument: str) -> None:
+    tensors = {name: of_shape(1) for name in ("X", "Y", "a", "b")} | {argument: of_shape(1, dtype=np.int32)}
+    with pytest.raises(CoreError, match=rf"^Unsupported dtype.*int32 of `{argument}`"):
+        ops.scaled_add(**tensors)

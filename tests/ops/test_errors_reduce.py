@@ -1,4 +1,4 @@
-"""What reductions, products, softmax and normalisations refuse (spec ops-math.md §5.1, §9; ops-nn.md §3.2, §4.1)."""
+"""What reductions, products, softmax and normalisations refuse (spec ops-math.md §5, §9; ops-nn.md §3.2, §4.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import popxl
 from popxl import ops
 from popxl.errors import CoreError, PopxlTypeError, PopxlValueError
 
-REDUCTIONS = [ops.sum, ops.mean, ops.max]
+OF_FLOATS = [ops.l2, ops.logsum, ops.logsumexp]
+OF_SOME = [ops.max, ops.min, ops.median]
+REDUCTIONS = [ops.sum, ops.mean, ops.prod, ops.l1, ops.sumsquare, *OF_FLOATS, *OF_SOME]
+ARG_EXTREMES = [ops.argmax, ops.argmin]
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +63,133 @@ def test_reductions_take_tensors_only(function: Callable[..., Any]) -> None:
         function([1.0, 2.0])
 
 
+@pytest.mark.parametrize("function", OF_SOME)
 @pytest.mark.parametrize("axis", [None, 0, [0, 1]])
-def test_nothing_has_no_maximum(axis: Any) -> None:
+def test_nothing_has_no_extreme_and_no_median(function: Callable[..., Any], axis: Any) -> None:
     with pytest.raises(CoreError, match=r"^Cannot reduce 0 elements of shape \[0, 3\]"):
-        ops.max(of_shape(0, 3), axis)
+        function(of_shape(0, 3), axis)
+
+
+@pytest.mark.parametrize("function", OF_FLOATS)
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_norms_and_logarithms_refuse_integers(function: Callable[..., Any], dtype: Any) -> None:
+    with pytest.raises(CoreError, match=rf"^Unsupported dtype.*{np.dtype(dtype).name} of `t`"):
+        function(of_shape(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("function", REDUCTIONS)
+@pytest.mark.parametrize("axis", [1.0, [0, "1"]])
+def test_axes_are_integers(function: Callable[..., Any], axis: Any) -> None:
+    with pytest.raises(PopxlTypeError, match=r"^`axis` is (1\.0|'1'), which is no integer"):
+        function(of_shape(2, 3), axis)
+
+
+@pytest.mark.parametrize("function", REDUCTIONS)
+def test_a_reduction_that_is_refused_adds_nothing(function: Callable[..., Any]) -> None:
+    t = of_shape(2, 3)
+    with pytest.raises(CoreError):
+        function(t, 2)
+    assert popxl.gcg().tensors == (t,)
+    assert popxl.gcg().ops == ()
+
+
+@pytest.mark.parametrize("function", [*REDUCTIONS, *ARG_EXTREMES, ops.cumsum, ops.lamb_square])
+def test_reductions_take_tensors_of_the_current_graph_only(function: Callable[..., Any]) -> None:
+    t = of_shape(2, 3)
+    other = popxl.gcg().ir.create_empty_graph("other")
+    with other, pytest.raises(PopxlValueError, match=r"^The input tensor `t` is not in the current Graph"):
+        function(t)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, bool])
+def test_lamb_square_takes_floats_only(dtype: Any) -> None:
+    with pytest.raises(CoreError, match=rf"^Unsupported dtype.*{np.dtype(dtype).name} of `t`"):
+        ops.lamb_square(of_shape(2, dtype=dtype))
+
+
+# Places of extremes
+
+
+@pytest.mark.parametrize("function", ARG_EXTREMES)
+def test_a_scalar_has_no_place_of_an_extreme(function: Callable[..., Any]) -> None:
+    with pytest.raises(CoreError, match=r"^ArgExtremaOp input rank must be greater than 0: `t`"):
+        function(of_shape())
+
+
+@pytest.mark.parametrize("function", ARG_EXTREMES)
+@pytest.mark.parametrize("dim", [2, -3])
+def test_places_of_extremes_need_an_axis_in_range(function: Callable[..., Any], dim: int) -> None:
+    with pytest.raises(CoreError, match=rf"^Cannot compute ArgExtremaOp on axis {dim}: `t` has shape \[2, 3\]"):
+        function(of_shape(2, 3), dim)
+
+
+@pytest.mark.parametrize("function", ARG_EXTREMES)
+def test_places_of_extremes_need_elements(function: Callable[..., Any]) -> None:
+    with pytest.raises(CoreError, match=r"^Cannot compute ArgExtremaOp on axis 0 of shape \[0, 3\]"):
+        function(of_shape(0, 3))
+
+
+@pytest.mark.parametrize("function", ARG_EXTREMES)
+def test_places_of_extremes_refuse_bool(function: Callable[..., Any]) -> None:
+    with pytest.raises(CoreError, match=r"^Unsupported dtype.*bool of `t`"):
+        function(of_shape(2, dtype=bool))
+
+
+@pytest.mark.parametrize("function", [*ARG_EXTREMES, ops.cumsum])
+@pytest.mark.parametrize("dim", [None, 0.5])
+def test_dim_is_an_integer(function: Callable[..., Any], dim: Any) -> None:
+    with pytest.raises(PopxlTypeError, match=rf"^`dim` is {dim}, which is no integer"):
+        function(of_shape(2, 3), dim)
+
+
+@pytest.mark.parametrize("function", [*ARG_EXTREMES, ops.cumsum, ops.lamb_square])
+def test_other_reductions_take_tensors_only(function: Callable[..., Any]) -> None:
+    with pytest.raises(PopxlTypeError, match=r"^The input `t` is not a Tensor"):
+        function([1.0, 2.0])
+
+
+# Running sums
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((2, 3), 2), ((2, 3), -3), ((), 0)])
+def test_cumsum_needs_an_axis_in_range_and_leaves_no_constant_without(shape: tuple[int, ...], dim: int) -> None:
+    t = of_shape(*shape)
+    with pytest.raises(CoreError, match=rf"^CumSumOpx op, 'axis' value out of range\. `dim` {dim} is outside"):
+        ops.cumsum(t, dim)
+    assert popxl.gcg().tensors == (t,)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+def test_cumsum_takes_floats_only(dtype: Any) -> None:
+    with pytest.raises(CoreError, match=rf"^Unsupported dtype.*{np.dtype(dtype).name} of `t`"):
+        ops.cumsum(of_shape(2, dtype=dtype))
+
+
+# Histograms
+
+
+@pytest.mark.parametrize("levels", [[1.0, 1.0], [0.0, 2.0, 1.0], [np.nan], [0.0, np.nan]])
+def test_levels_of_a_histogram_increase(levels: Any) -> None:
+    with pytest.raises(PopxlValueError, match=r"^The input levels `\[.*\]` is not a monotonically increasing list\."):
+        ops.histogram(of_shape(2), levels, False)
+
+
+def test_levels_of_a_histogram_are_numbers() -> None:
+    with pytest.raises(PopxlTypeError, match=r"^levels\[1\] is 'high', which is no number"):
+        ops.histogram(of_shape(2), [0.0, "high"], False)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+def test_a_histogram_takes_floats_only(dtype: Any) -> None:
+    t = of_shape(2, dtype=dtype)
+    with pytest.raises(CoreError, match=rf"^HistogramOp does not support the input type {np.dtype(dtype).name} of `t`"):
+        ops.histogram(t, [0.0], False)
+    assert popxl.gcg().ops == ()
+
+
+def test_a_histogram_takes_tensors_only() -> None:
+    with pytest.raises(PopxlTypeError, match=r"^The input `t` is not a Tensor"):
+        ops.histogram([1.0, 2.0], [0.0], False)  # pyright: ignore[reportArgumentType]
 
 
 # Matrices

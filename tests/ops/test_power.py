@@ -69,7 +69,7 @@ def test_an_exponent_of_another_graph_is_refused() -> None:
         ops.pow(popxl.constant([1.0]), e)
 
 
-@pytest.mark.parametrize("type", ["And", "Fmod", "Not", "Or", "Pow"])
+@pytest.mark.parametrize("type", ["Abs", "And", "Fmod", "Not", "Or", "Pow", "Sign"])
 def test_the_host_computes_integers_as_the_device_does(type: str) -> None:
     declaration = registry[type]
     host = declaration.definition.host

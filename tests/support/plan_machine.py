@@ -18,6 +18,7 @@ from popxl.plan.steps import (
     Assign,
     Branch,
     Call,
+    Check,
     Compute,
     Evaluate,
     Free,
@@ -49,7 +50,7 @@ COMPUTES: Mapping[str, Callable[..., Any]] = {
     "Identity": np.copy,
     "Relu": lambda x: np.maximum(x, 0),
     "IncrementMod": _remainder,
-    "Accumulate": lambda t, x, factor: t + np.float32(1 if factor is None else factor) * x,
+    "Accumulate": lambda t, x, factor, **_kind: t + np.float32(1 if factor is None else factor) * x,
     "CopyVarUpdate": lambda _t, x: x,
     "Greater": np.greater,
     "Where": np.where,
@@ -239,6 +240,8 @@ class PlanMachine:
                     self._stored[step.op.attributes["stream"]] = self._get(frame, step.input)
                 case Print():
                     frame[step.output] = self._get(frame, step.input)
+                case Check():
+                    self._get(frame, step.input)
                 case RemoteLoad():
                     frame[step.output] = self.rows[
                         step.buffer_id, int(self._get(frame, step.offset).read().reshape(()))

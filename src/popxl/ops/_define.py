@@ -8,7 +8,7 @@ checks, the shared tests, the page of supported ops, the planner) follows from t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,8 +18,8 @@ from popxl import dtypes
 from popxl.aliasing import is_writable
 from popxl.context import get_current_graph
 from popxl.errors import CoreError
-from popxl.op import Control, Effect, Op, OpDefinition, ShapeDtype, as_results
-from popxl.ops._jax import jax
+from popxl.op import Control, Effect, Gradient, Op, OpDefinition, ShapeDtype, as_results
+from popxl.ops._jax import jax, jnp
 from popxl.ops.utils import check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 
@@ -28,12 +28,22 @@ if TYPE_CHECKING:
 
 Oracle = Callable[..., Any]
 Rule = Callable[..., "ShapeDtype | tuple[ShapeDtype, ...]"]
+Dtypes = tuple[dtypes.dtype, ...] | Mapping[str, tuple[dtypes.dtype, ...]] | None
 
 FLOATS = (dtypes.float16, dtypes.float32, dtypes.float64)
 SIGNED_INTS = (dtypes.int8, dtypes.int16, dtypes.int32, dtypes.int64)
 INTS = (*SIGNED_INTS, dtypes.uint8, dtypes.uint16, dtypes.uint32, dtypes.uint64)
 NUMBERS = (*INTS, *FLOATS)
 FLOAT8 = (dtypes.float8_143, dtypes.float8_152)
+
+
+def _zeros(_grads: Sequence[Any], inputs: Sequence[Any], _outputs: Sequence[Any], **_attributes: Any) -> Sequence[Any]:
+    return [jnp.zeros_like(t) for t in inputs]
+
+
+NATURAL = Gradient()
+ZERO = Gradient(_zeros)
+"""For ops that are constant almost everywhere: there is a gradient, and it is zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +54,19 @@ class Sample:
         args: Positional arguments; arrays (also in lists) become tensors, everything else is passed as it is.
         kwargs: Keyword arguments, passed as they are.
         tolerance: Relative and absolute tolerance against the oracle, which computes in float64. 0 is exact.
+        smooth: Whether the op can be differentiated at these values, so that its gradient is that of the oracle.
+            Gradients at kinks and ties need tests of their own.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     tolerance: float
+    smooth: bool
 
 
-def sample(*args: Any, tolerance: float = 1e-6, **kwargs: Any) -> Sample:
+def sample(*args: Any, tolerance: float = 1e-6, smooth: bool = True, **kwargs: Any) -> Sample:
     """Return a `Sample`."""
-    return Sample(args, kwargs, tolerance)
+    return Sample(args, kwargs, tolerance, smooth)
 
 
 class Samples(Protocol):
@@ -62,27 +75,33 @@ class Samples(Protocol):
     def __call__(self) -> Sequence[Sample]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Declaration:
     """One op as users and tests see it.
 
     Attributes:
         definition: What the IR, the planner and the lowering use.
         function: The public function.
-        dtypes: Dtypes that the tensor inputs may have; None for all.
+        dtypes: Dtypes that the tensor inputs may have, for all or by argument; None, or no such argument, for all.
         oracle: The same op in NumPy, over float64 arrays, sharing no code with the lowering.
         samples: Calls for the shared tests; empty for ops with tests of their own.
         twin_of: The declaration of the op that this one does in place.
         elementwise: Whether equally sharded operands give an equally sharded result.
+        differences: Where it differs from the reference, for the page of supported ops.
     """
 
     definition: OpDefinition
     function: Callable[..., Any]
-    dtypes: tuple[dtypes.dtype, ...] | None
+    dtypes: Dtypes
     oracle: Oracle | None
     samples: Samples
     twin_of: Declaration | None = None
     elementwise: bool = False
+    differences: str = ""
+
+    def dtypes_of(self, argument: str) -> tuple[dtypes.dtype, ...] | None:
+        """The dtypes that the tensor `argument` may have; None for all."""
+        return self.dtypes.get(argument) if isinstance(self.dtypes, Mapping) else self.dtypes
 
     def emit(
         self,
@@ -124,10 +143,11 @@ class Declaration:
 
     def _check_dtypes(self, tensors: Mapping[str, Tensor]) -> None:
         for argument, t in tensors.items():
-            if self.dtypes is not None and t.dtype not in self.dtypes:
+            allowed = self.dtypes_of(argument)
+            if allowed is not None and t.dtype not in allowed:
                 raise CoreError(
                     f"Unsupported dtype {t.dtype} of `{argument}` ({t.id}) for {self.definition.type}.",
-                    hint=f"cast it first; supported: {', '.join(d.name for d in self.dtypes)}",
+                    hint=f"cast it first; supported: {', '.join(d.name for d in allowed)}",
                 )
 
     def _append(
@@ -149,12 +169,7 @@ class Declaration:
         in_place = definition.mutates and all(is_writable(inputs[i]) for i in op.mutates)
         if definition.mutates and not in_place:
             op.mutates = ()
-        op.outputs = tuple(
-            Tensor._create(graph, name, spec.shape, spec.dtype, meta_shape)  # pyright: ignore[reportPrivateUsage]
-            for name, spec in zip(names, specs, strict=True)
-        )
-        for t in op.outputs:
-            t.producer = op
+        make_outputs(op, specs, names, meta_shape)
         if definition.is_view:
             op.aliases = tuple(range(len(inputs)))
         elif in_place and op.outputs:
@@ -162,6 +177,36 @@ class Declaration:
             op.outputs[0].storage = inputs[definition.mutates[0]].storage
         graph.append(op)
         return op.outputs
+
+
+def make_outputs(op: Op, specs: Sequence[ShapeDtype], names: Sequence[str], meta_shape: tuple[int, ...] = ()) -> None:
+    """Give an op its outputs."""
+    op.outputs = tuple(
+        Tensor._create(op.graph, name, spec.shape, spec.dtype, meta_shape)  # pyright: ignore[reportPrivateUsage]
+        for name, spec in zip(names, specs, strict=True)
+    )
+    for t in op.outputs:
+        t.producer = op
+
+
+def add_output(op: Op, spec: ShapeDtype, name: str, meta_shape: tuple[int, ...]) -> None:
+    """Give a call one more output."""
+    t = Tensor._create(op.graph, name, spec.shape, spec.dtype, meta_shape)  # pyright: ignore[reportPrivateUsage]
+    t.producer = op
+    op.outputs = (*op.outputs, t)
+
+
+def clone(op: Op, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Add an op like `op`, which overwrites nothing, to the current graph, on other inputs."""
+    graph = get_current_graph()
+    graph.ir.check_open()
+    made = Op(op.definition, graph, tuple(inputs), op.attributes, op.called_graphs, api=op.api)
+    made.aliases = op.aliases
+    make_outputs(made, [ShapeDtype(t.shape, t.dtype) for t in op.outputs], [t.name for t in op.outputs])
+    for new, old in zip(made.outputs, op.outputs, strict=True):
+        new.meta_shape = old.meta_shape
+    graph.append(made)
+    return made.outputs
 
 
 registry: dict[str, Declaration] = {}
@@ -174,9 +219,10 @@ def define(
     *,
     lower: Callable[..., Any] | None = None,
     rule: Rule | None = None,
-    dtypes: tuple[dtypes.dtype, ...] | None = None,
+    dtypes: Dtypes = None,
     oracle: Oracle | None = None,
     samples: Samples = lambda: (),
+    gradient: Gradient | None = NATURAL,
     put: Callable[..., tuple[Any, ...]] | None = None,
     mutates: tuple[int, ...] = (),
     unread: tuple[int, ...] = (),
@@ -187,11 +233,14 @@ def define(
     first_input: int = 0,
     twin_of: Declaration | None = None,
     elementwise: bool = False,
+    differences: str = "",
+    reference_type: str = "",
 ) -> Declaration:
     """Declare an op; see `OpDefinition` and `Declaration` for the arguments.
 
     The shape rule defaults to tracing the lowering. A rule takes a `ShapeDtype` per input and the attributes
-    as keywords.
+    as keywords. Ops that overwrite an input have no gradient, whatever `gradient` says; those without a lowering have
+    no `NATURAL` one.
     """
     final_rule = rule or (_rule_by_tracing(lower) if lower else _no_rule)
 
@@ -200,10 +249,51 @@ def define(
         return (result,) if isinstance(result, ShapeDtype) else result
 
     definition = OpDefinition(
-        type, infer_outputs, lower, mutates, unread, put, host, effect, control, optimizer, first_input
+        type,
+        infer_outputs,
+        lower,
+        mutates,
+        unread,
+        put,
+        host,
+        effect,
+        control,
+        optimizer,
+        first_input,
+        None if mutates or (lower is None and gradient is NATURAL) else gradient,
+        reference_type,
     )
-    declaration = Declaration(definition, function, dtypes, oracle, samples, twin_of, elementwise)
+    declaration = Declaration(definition, function, dtypes, oracle, samples, twin_of, elementwise, differences)
     registry[type] = declaration
+    return declaration
+
+
+variants: list[Declaration] = []
+"""The public functions that make ops of a registered type besides its own, declared like it."""
+
+
+def define_variant(
+    of: Declaration,
+    function: Callable[..., Any],
+    *,
+    oracle: Oracle,
+    samples: Samples,
+    dtypes: Dtypes = None,
+    differences: str = "",
+) -> Declaration:
+    """Declare another public function that makes ops of the type of `of`; an attribute tells them apart.
+
+    The dtypes are those of `of` unless given.
+    """
+    declaration = replace(
+        of,
+        function=function,
+        dtypes=dtypes or of.dtypes,
+        oracle=oracle,
+        samples=samples,
+        differences=differences,
+    )
+    variants.append(declaration)
     return declaration
 
 
@@ -250,6 +340,7 @@ def define_view(
         dtypes=of.dtypes,
         oracle=of.oracle,
         samples=of.samples,
+        gradient=base.gradient,
         put=put,
         host=base.host,
         twin_of=of,

@@ -33,4 +33,9 @@ def late(find: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
     return lower
 
 
-__all__ = ["jax", "jnp", "late", "lax"]
+def at_least_float32(t: Any) -> Any:
+    """Return float16 as float32: sums and products of float16 are accumulated in float32 and rounded once."""
+    return t.astype(jnp.float32) if t.dtype == jnp.float16 else t
+
+
+__all__ = ["at_least_float32", "jax", "jnp", "late", "lax"]

@@ -1,4 +1,4 @@
-"""Elementwise ops of two or three tensors (spec ``ops-math.md`` §4)."""
+"""Elementwise arithmetic of two tensors (spec ``ops-math.md`` §4)."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any
 import numpy as np
 
 from popxl import dtypes
-from popxl.context import get_current_graph
-from popxl.errors import CoreError
-from popxl.op import ShapeDtype
-from popxl.ops._define import FLOAT8, NUMBERS, Sample, define, define_inplace, sample
-from popxl.ops._jax import jnp, late
-from popxl.ops._rules import broadcast, compare
-from popxl.ops.utils import (
-    broadcast_shapes,
-    cast_if_needed,
-    check_in_graph,
-    check_tensor_ipu_and_tile_set,
-    element_count,
-    same_dtype,
-)
+from popxl.op import Gradient, ShapeDtype
+from popxl.ops._define import NUMBERS, Sample, define, define_inplace, sample
+from popxl.ops._gradient_rules import unbroadcast
+from popxl.ops._jax import at_least_float32, jnp, late
+from popxl.ops._rules import broadcast
+from popxl.ops.utils import broadcast_shapes, element_count
 from popxl.tensor import Tensor
+
+Arrays = Sequence[Any]
 
 # Samples
 
 
-def _pairs() -> Sequence[Sample]:
+def pairs(*, smooth: bool = True) -> Sequence[Sample]:
+    """Return samples of two tensors: each kind of dtype and of broadcasting.
+
+    Args:
+        smooth: Whether the op is smooth where the numbers are finite.
+    """
     a = np.array([[1.5, -2.0, 3.25], [0.5, 4.0, -1.0]], np.float32)
     b = np.array([2.0, -4.0, 0.5], np.float32)
     i, j = np.array([[7, -8], [9, 3]], np.int32), np.array([[2], [3]], np.int32)
     row, column = np.array([[200, 3, 7]], np.uint8), np.array([[100], [3]], np.uint8)
     empty = np.zeros((0, 2), np.float32)
     return (
-        sample(a, b, tolerance=1e-6),
-        sample(a.astype(np.float16), b.astype(np.float16), tolerance=1e-3),
-        sample(a.astype(np.float64), b[:1].astype(np.float64), tolerance=1e-15),
-        sample(np.float32(3.0), np.float32(2.0)),
+        sample(a, b, tolerance=1e-6, smooth=smooth),
+        sample(a.astype(np.float16), b.astype(np.float16), tolerance=1e-3, smooth=smooth),
+        sample(a.astype(np.float64), b[:1].astype(np.float64), tolerance=1e-15, smooth=smooth),
+        sample(a[:, None, :1], b, smooth=smooth),
+        sample(np.float32(3.0), np.float32(2.0), smooth=smooth),
         sample(np.array([np.inf, -np.inf, np.nan, 0.0], np.float32), np.array([np.inf, 2.0, 1.0, -1.0], np.float32)),
         sample(i, j, tolerance=0),
         sample(i.astype(np.int8), j.astype(np.int8), tolerance=0),
@@ -50,50 +50,62 @@ def _mul_pairs() -> Sequence[Sample]:
     half = np.array([[1.5, -2.0], [0.25, 100.0]], np.float16)
     # 3.0004 is not a float16: the product must be rounded once, from float32.
     return (
-        *_pairs(),
+        *pairs(),
         sample(half, np.float32(3.0004), tolerance=1e-3),
         sample(np.array([[[2.5]]], np.float32), half, tolerance=1e-3),
     )
 
 
 def _div_pairs() -> Sequence[Sample]:
-    return (*_pairs(), sample(np.array([1.0, -1.0, 0.0], np.float32), np.float32(0.0)))
+    return (*pairs(), sample(np.array([1.0, -1.0, 0.0], np.float32), np.float32(0.0), smooth=False))
 
 
 def _fmod_pairs() -> Sequence[Sample]:
     a, b = np.array([-5.5, 5.5, 1.0, 7.0, -7.0, 1e9], np.float32), np.array([2.0, -2.0, 0.0, np.inf, 7.0, 0.1])
-    # Remainders are exact, whatever the quotient.
+    between = np.array([[-5.5, 5.5], [1.25, -7.0]], np.float32)
+    # Remainders are exact, whatever the quotient. They jump where it is an integer.
     return (
-        *_pairs(),
+        *pairs(smooth=False),
         sample(a, b.astype(np.float32), tolerance=0),
+        sample(between, np.array([2.0, -3.0], np.float32), tolerance=0),
+        sample(between[0], between[:, :1] + 1, tolerance=0),
+        sample(between.astype(np.float16), np.float16(2.25), tolerance=0),
         sample(np.array([-8, 8, -(2**31)], np.int32), np.array([5, -5, -1], np.int32), tolerance=0),
     )
 
 
-def _compared_pairs() -> Sequence[Sample]:
-    a = np.array([[1.0, 2.0], [np.nan, -0.0]], np.float32)
-    return (
-        sample(a, np.array([1.0, 3.0], np.float32), tolerance=0),
-        sample(a, a, tolerance=0),
-        sample(np.array([0.0, np.inf], np.float32), np.array([-0.0, np.inf], np.float32), tolerance=0),
-        sample(np.array([1, 2, 3], np.uint32), np.array(2, np.uint32), tolerance=0),
-        *_pairs(),
-    )
+# Gradients: sums over stretched axes, which float16 needs float32 for
 
 
-def _chosen() -> Sequence[Sample]:
-    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), -np.ones((2, 3), np.float32)
-    mask = np.array([[True, False, True], [False, False, True]])
-    codes = np.array([1, 128, 255], np.uint8)
-    return (
-        sample(mask, a, b, tolerance=0),
-        sample(mask[:, :1], a[0], np.float32(np.nan), tolerance=0),
-        sample(mask.astype(np.float32) * -0.5, a.astype(np.float16), b.astype(np.float16), tolerance=0),
-        sample(mask.astype(np.int32) * 256, a.astype(np.int32), b.astype(np.int32), tolerance=0),
-        sample(np.array(True), mask, ~mask, tolerance=0),
-        sample(mask[0], codes.view(dtypes.np_dtype_float8_143), codes[::-1].copy().view(dtypes.np_dtype_float8_143)),
-        sample(np.zeros((0,), bool), np.zeros((0,), np.float32), np.zeros((0,), np.float32)),
-    )
+def _to_operands(lhs: Any, rhs: Any, inputs: Arrays) -> Arrays:
+    """The gradients of the operands, given those of the operands after broadcasting."""
+    return [unbroadcast(lhs, inputs[0].shape), unbroadcast(rhs, inputs[1].shape)]
+
+
+def _add_gradient(grads: Arrays, inputs: Arrays, _outputs: Arrays) -> Arrays:
+    grad = at_least_float32(grads[0])
+    return _to_operands(grad, grad, inputs)
+
+
+def _sub_gradient(grads: Arrays, inputs: Arrays, _outputs: Arrays) -> Arrays:
+    grad = at_least_float32(grads[0])
+    return _to_operands(grad, -grad, inputs)
+
+
+def _mul_gradient(grads: Arrays, inputs: Arrays, _outputs: Arrays) -> Arrays:
+    grad, lhs, rhs = (at_least_float32(t) for t in (*grads, *inputs))
+    return _to_operands(grad * rhs, grad * lhs, inputs)
+
+
+def _div_gradient(grads: Arrays, inputs: Arrays, _outputs: Arrays) -> Arrays:
+    grad, lhs, rhs = (at_least_float32(t) for t in (*grads, *inputs))
+    to_lhs = grad / rhs
+    # Not -grad * lhs / rhs**2: the square overflows where the quotients do not.
+    return _to_operands(to_lhs, -to_lhs * (lhs / rhs), inputs)
+
+
+def _fmod_gradient(grads: Arrays, inputs: Arrays, _outputs: Arrays) -> Arrays:
+    return [unbroadcast(at_least_float32(grads[0]), inputs[0].shape), None]
 
 
 # Arithmetic
@@ -129,7 +141,8 @@ ADD = define(
     rule=broadcast,
     dtypes=NUMBERS,
     oracle=np.add,
-    samples=_pairs,
+    samples=pairs,
+    gradient=Gradient(_add_gradient),
     host=np.add,
     elementwise=True,
 )
@@ -173,7 +186,8 @@ SUB = define(
     rule=broadcast,
     dtypes=NUMBERS,
     oracle=np.subtract,
-    samples=_pairs,
+    samples=pairs,
+    gradient=Gradient(_sub_gradient),
     host=np.subtract,
     elementwise=True,
 )
@@ -216,6 +230,7 @@ MUL = define(
     dtypes=NUMBERS,
     oracle=np.multiply,
     samples=_mul_pairs,
+    gradient=Gradient(_mul_gradient),
     host=np.multiply,
     elementwise=True,
 )
@@ -253,8 +268,10 @@ DIV = define(
     dtypes=NUMBERS,
     oracle=_divide_on_host,
     samples=_div_pairs,
+    gradient=Gradient(_div_gradient),
     host=_divide_on_host,
     elementwise=True,
+    differences="integers are divided with rounding down, as documented",
 )
 
 
@@ -268,7 +285,7 @@ def fmod(lhs: Tensor, rhs: Tensor) -> Tensor:
         rhs: Same dtype. The remainder of an integer by 0 is an unspecified number.
 
     Returns:
-        The remainder, of the broadcast shape and the same dtype: -1.5 for -5.5 and 2.
+        The remainder, of the broadcast shape and the same dtype: -1.5 for -5.5 and 2. Only `lhs` has a gradient.
 
     Raises:
         CoreError: (a `RuntimeError`) if dtypes differ or shapes do not broadcast.
@@ -284,117 +301,8 @@ FMOD = define(
     dtypes=NUMBERS,
     oracle=np.fmod,
     samples=_fmod_pairs,
+    gradient=Gradient(_fmod_gradient, wrt=(0,)),
     host=np.fmod,
     elementwise=True,
-)
-
-# Comparison and choice
-
-
-def equal(lhs: Tensor, rhs: Tensor) -> Tensor:
-    """Compare elementwise, ``lhs == rhs``, with NumPy broadcasting. NaN equals nothing.
-
-    Args:
-        lhs: Any number dtype, or bool.
-        rhs: Same dtype.
-
-    Returns:
-        A bool tensor of the broadcast shape.
-
-    Raises:
-        CoreError: (a `RuntimeError`) if dtypes differ or shapes do not broadcast.
-    """
-    return EQUAL.emit({"lhs": lhs, "rhs": rhs}, "equal_out")[0]
-
-
-EQUAL = define(
-    "Equal",
-    equal,
-    lower=late(lambda: jnp.equal),
-    rule=compare,
-    dtypes=(*NUMBERS, dtypes.bool),
-    oracle=np.equal,
-    samples=lambda: (*_compared_pairs(), sample(np.array([True, False]), np.array(False), tolerance=0)),
-    host=np.equal,
-    elementwise=True,
-)
-
-
-def greater(input: Tensor, other: Tensor) -> Tensor:
-    """Compare elementwise, ``input > other``, with NumPy broadcasting. Comparisons with NaN are false.
-
-    Args:
-        input: Any number dtype.
-        other: Same dtype.
-
-    Returns:
-        A bool tensor of the broadcast shape.
-
-    Raises:
-        CoreError: (a `RuntimeError`) if dtypes differ or shapes do not broadcast.
-    """
-    return GREATER.emit({"input": input, "other": other}, "greater_out")[0]
-
-
-GREATER = define(
-    "Greater",
-    greater,
-    lower=late(lambda: jnp.greater),
-    rule=compare,
-    dtypes=NUMBERS,
-    oracle=np.greater,
-    samples=_compared_pairs,
-    host=np.greater,
-    elementwise=True,
-)
-
-
-def where(condition: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
-    """Choose elementwise: `lhs` where `condition` holds, else `rhs`; all three broadcast.
-
-    Args:
-        condition: Bool, or a number dtype, which is cast to bool first.
-        lhs: Any dtype.
-        rhs: Same dtype as `lhs`.
-
-    Returns:
-        The chosen elements, bit for bit, of the broadcast shape.
-
-    Raises:
-        CoreError: (a `RuntimeError`) if dtypes differ or shapes do not broadcast.
-
-    Example:
-        >>> import popxl
-        >>> from popxl import ops
-        >>> with popxl.Ir().main_graph:
-        ...     ops.where(popxl.constant([True, False]), popxl.constant([1, 2]), popxl.constant(0)).shape
-        (2,)
-    """
-    tensors = {"condition": condition, "lhs": lhs, "rhs": rhs}
-    check_in_graph(get_current_graph(), **tensors)
-    check_tensor_ipu_and_tile_set(**tensors)
-    if condition.dtype in FLOAT8:
-        raise CoreError(
-            f"Unsupported dtype {condition.dtype} of `condition` ({condition.id}) for Where.",
-            hint="decode it with popxl.ops.pow2scale_cast_from_fp8",
-        )
-    _where_rule(*(ShapeDtype(t.shape, t.dtype) for t in tensors.values()))
-    # All checks come before the cast, so that a call that is refused adds no op.
-    tensors["condition"] = cast_if_needed(condition, dtypes.bool)
-    return WHERE.emit(tensors, "where_out", same_place=False)[0]
-
-
-def _where_rule(condition: ShapeDtype, lhs: ShapeDtype, rhs: ShapeDtype) -> ShapeDtype:
-    return ShapeDtype(broadcast_shapes(condition.shape, lhs.shape, rhs.shape), same_dtype(lhs, rhs))
-
-
-WHERE = define(
-    "Where",
-    where,
-    lower=late(lambda: jnp.where),
-    rule=_where_rule,
-    oracle=np.where,
-    samples=_chosen,
-    host=np.where,
-    elementwise=True,
+    differences="takes all number dtypes",
 )

@@ -1,4 +1,7 @@
-"""Copies from one place of the machine to another (spec ``ops-nn.md`` §7.2). Here they only move the placement hint."""
+"""Copies from one place of the machine to another (spec ``ops-nn.md`` §7.2). Here they only move the placement hint.
+
+They have no gradient.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +92,10 @@ IPU_COPY = define(
     rule=same,
     oracle=_ipu_copy_oracle,
     samples=lambda: _samples(1, 0),
+    gradient=None,
     host=_same_value,
     elementwise=True,
+    differences="has a gradient; gives a variable without a place its `source`",
 )
 
 
@@ -135,6 +140,8 @@ IO_TILE_COPY = define(
     rule=same,
     oracle=_same_value,
     samples=_samples,
+    gradient=None,
     host=_same_value,
     elementwise=True,
+    differences="has a gradient; of a tensor that is nowhere yet, the context places the copy",
 )

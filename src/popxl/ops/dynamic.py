@@ -11,9 +11,9 @@ import numpy as np
 
 from popxl.errors import CoreError
 from popxl.op import ShapeDtype
-from popxl.ops._define import Sample, define, define_inplace, sample
+from popxl.ops._along import wide_integers
+from popxl.ops._define import INTS, Sample, define, define_inplace, sample
 from popxl.ops._jax import jnp, lax
-from popxl.ops.index import check_integers, wide_integers
 from popxl.ops.shape import Shape, grid
 from popxl.ops.utils import element_count
 from popxl.tensor import Tensor
@@ -21,7 +21,6 @@ from popxl.tensor import Tensor
 
 def _region(t: ShapeDtype, index: ShapeDtype, axes: Shape, sizes: Shape) -> Shape:
     """Shape of the region, which the arguments must describe."""
-    check_integers("index", index)
     if element_count(index.shape) != len(axes) or len(sizes) != len(axes) or len(set(axes)) != len(axes):
         raise CoreError(
             f"A dynamic slice needs one index and one size for each axis, not {element_count(index.shape)} indices "
@@ -126,9 +125,11 @@ DYNAMIC_SLICE = define(
     dynamic_slice,
     lower=_lower_dynamic_slice,
     rule=_dynamic_slice_rule,
+    dtypes={"index": INTS},
     oracle=_host_dynamic_slice,
     samples=_dynamic_slice_samples,
     host=_host_dynamic_slice,
+    differences="a region out of range moves to the nearest place that fits",
 )
 
 
@@ -207,8 +208,10 @@ DYNAMIC_UPDATE = define(
     dynamic_update,
     lower=_lower_dynamic_update,
     rule=_dynamic_update_rule,
+    dtypes={"index": INTS},
     oracle=_dynamic_update_oracle,
     samples=_dynamic_update_samples,
+    differences="a region out of range moves to the nearest place that fits",
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from popxl.context import get_current_graph
 from popxl.errors import PopxlKeyError, PopxlValueError
-from popxl.op import Effect, ShapeDtype
+from popxl.op import Effect, Gradient, Op, ShapeDtype
 from popxl.ops._define import define
 from popxl.ops._rules import same
 from popxl.ops.init import init
@@ -108,7 +109,7 @@ def print_tensor(
         t: The tensor.
         title: Text in front; ``print_<tensor name>`` if not given.
         print_self: Whether to print the value.
-        print_gradient: Whether to print the gradient in the gradient graph.
+        print_gradient: Whether to print the gradient in the gradient graph, with the title ``<title>_gradient``.
         summarise_threshold: Number of elements above which only the edges are printed; 0 for never.
         edge_items: Number of elements printed at each end of a summarised axis.
         max_line_width: Characters of a line; 0 for no wrapping.
@@ -151,4 +152,11 @@ def print_tensor(
     )[0]
 
 
-PRINT = define("PrintTensor", print_tensor, rule=same, effect=Effect.PRINT)
+def _print_gradient(op: Op, grads: Mapping[int, Tensor], _wrt: tuple[int, ...]) -> tuple[Tensor, ...]:
+    if not op.attributes["print_gradient"]:
+        return (grads[0],)
+    how: dict[str, Any] = {**op.attributes, "title": f"{op.attributes['title']}_gradient", "print_self": True}
+    return PRINT.emit({"t": grads[0]}, "print_out", **how)
+
+
+PRINT = define("PrintTensor", print_tensor, rule=same, effect=Effect.PRINT, gradient=Gradient(emit=_print_gradient))

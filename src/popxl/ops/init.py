@@ -84,5 +84,7 @@ INIT = define(
         sample((), dtypes.int32, tolerance=0),
         sample((0, 2), dtypes.bool, init_type="zero", tolerance=0),
     ),
+    gradient=None,
     host=_host_init,
+    differences="with `undef` the contents are zeros",
 )

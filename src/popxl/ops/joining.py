@@ -10,7 +10,7 @@ import numpy as np
 
 from popxl.context import get_current_graph
 from popxl.errors import CoreError, PopxlIndexError, PopxlTypeError, PopxlValueError
-from popxl.op import ShapeDtype
+from popxl.op import Gradient, ShapeDtype
 from popxl.ops._define import Sample, define, define_view, sample
 from popxl.ops._jax import jnp, lax
 from popxl.ops.shape import Shape, grid
@@ -227,6 +227,10 @@ def _split_oracle(t: Any, splits: Any, axis: int = 0) -> Any:
     return [np.take(t, range(sum(lengths[:i]), sum(lengths[: i + 1])), axis) for i in range(len(lengths))]
 
 
+def _split_gradient(grads: Sequence[Any], _inputs: Any, _outputs: Any, splits: Shape, axis: int) -> Sequence[Any]:
+    return [jnp.concatenate(grads, axis)]
+
+
 SPLIT = define(
     "Split",
     split,
@@ -234,4 +238,5 @@ SPLIT = define(
     rule=_split_rule,
     oracle=_split_oracle,
     samples=_split_samples,
+    gradient=Gradient(_split_gradient),
 )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from popxl import dtypes
 from popxl.context import get_current_graph
-from popxl.errors import CoreError, PopxlTypeError, PopxlValueError
+from popxl.errors import CoreError, PopxlValueError
 from popxl.op import ShapeDtype
-from popxl.ops._define import FLOAT8, FLOATS, Sample, define, sample
+from popxl.ops._define import FLOATS, Sample, define, sample
+from popxl.ops._float8 import check_no_float8_operands
 from popxl.ops._jax import jnp, lax
-from popxl.ops.utils import broadcast_shapes, check_in_graph, same_dtype
+from popxl.ops.utils import broadcast_shapes, check_in_graph, checked_memory_hint, same_dtype
 from popxl.tensor import Tensor
 
 
@@ -55,25 +55,19 @@ def matmul(
         (4, 2, 5)
     """
     check_in_graph(get_current_graph(), lhs=lhs, rhs=rhs)
-    _check_hints(available_memory_proportion, output_type, partials_type)
-    _check_float8(lhs, rhs)
+    hint = checked_memory_hint(available_memory_proportion)
+    _check_types(output_type, partials_type)
+    check_no_float8_operands("MatMul", "matmul_pow2scaled", lhs=lhs, rhs=rhs)
     return MATMUL.emit(
         {"lhs": lhs, "rhs": rhs},
         "matmul_out",
-        available_memory_proportion=available_memory_proportion,
+        available_memory_proportion=hint,
         output_type=output_type,
         partials_type=partials_type or dtypes.float32,
     )[0]
 
 
-def _check_hints(
-    available_memory_proportion: object, output_type: dtypes.dtype | None, partials_type: dtypes.dtype | None
-) -> None:
-    if not isinstance(available_memory_proportion, Real | None):
-        raise PopxlTypeError(
-            f"available_memory_proportion is {available_memory_proportion!r}, which is no number.",
-            hint="pass a number between 0 and 1, or None",
-        )
+def _check_types(output_type: dtypes.dtype | None, partials_type: dtypes.dtype | None) -> None:
     if output_type is not None and output_type not in FLOATS:
         raise CoreError(
             f"Unsupported output_type {output_type} of MatMul.",
@@ -82,20 +76,6 @@ def _check_hints(
     if partials_type not in (None, dtypes.float16, dtypes.float32):
         raise PopxlValueError(
             f"dtype {partials_type} is not valid, must be float16 or float32.", hint="it is an IPU hint: leave it out"
-        )
-
-
-def _check_float8(lhs: Tensor, rhs: Tensor) -> None:
-    kinds = lhs.dtype in FLOAT8, rhs.dtype in FLOAT8
-    if all(kinds):
-        raise CoreError(
-            f"Log2 scale input tensor must be provided for FLOAT8 input types ({lhs.id} and {rhs.id}).",
-            hint="use popxl.ops.matmul_pow2scaled",
-        )
-    if any(kinds):
-        raise CoreError(
-            f"Invalid operand type: MatMul of {lhs.id}, {lhs.dtype.name}, and {rhs.id}, {rhs.dtype.name}.",
-            hint="both operands are float8, or none",
         )
 
 
@@ -160,4 +140,13 @@ def _oracle(lhs: Any, rhs: Any, *_hints: object, **_more_hints: object) -> Any:
     return np.matmul(lhs, rhs)
 
 
-MATMUL = define("MatMul", matmul, lower=_matmul, rule=_rule, dtypes=FLOATS, oracle=_oracle, samples=_samples)
+MATMUL = define(
+    "MatMul",
+    matmul,
+    lower=_matmul,
+    rule=_rule,
+    dtypes=FLOATS,
+    oracle=_oracle,
+    samples=_samples,
+    differences="always accumulates in float32; `partials_type` is kept as a hint",
+)

@@ -10,6 +10,7 @@ from popxl import dtypes
 from popxl.context import get_current_graph
 from popxl.errors import CoreError
 from popxl.ops._define import NUMBERS, Declaration, Sample, define, sample
+from popxl.ops._gradient_rules import no_gradient_of
 from popxl.ops._jax import jnp, late
 from popxl.ops._rules import broadcast, same
 from popxl.ops.utils import broadcast_shapes, cast_if_needed, check_in_graph, check_tensor_ipu_and_tile_set
@@ -88,6 +89,7 @@ AND = define(
     dtypes=_TRUTHS,
     oracle=np.logical_and,
     samples=_pairs,
+    gradient=no_gradient_of("And"),
     host=np.logical_and,
     elementwise=True,
 )
@@ -117,6 +119,7 @@ OR = define(
     dtypes=_TRUTHS,
     oracle=np.logical_or,
     samples=_pairs,
+    gradient=no_gradient_of("Or"),
     host=np.logical_or,
     elementwise=True,
 )
@@ -151,6 +154,7 @@ NOT = define(
         sample(np.array([[0, 256, -1]], np.int32), tolerance=0),
         sample(np.zeros((3, 0), bool), tolerance=0),
     ),
+    gradient=no_gradient_of("Not"),
     host=np.logical_not,
     elementwise=True,
 )

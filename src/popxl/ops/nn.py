@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 
 from popxl.errors import CoreError
-from popxl.op import ShapeDtype
+from popxl.op import Gradient, ShapeDtype
 from popxl.ops._define import FLOATS, Sample, define, sample
-from popxl.ops._jax import jax, jnp, lax
+from popxl.ops._jax import at_least_float32, jax, jnp, lax
 from popxl.ops.utils import element_count, same_dtype
 from popxl.tensor import Tensor
-
-
-def _at_least_float32(t: Any) -> Any:
-    return t.astype(jnp.float32) if t.dtype == jnp.float16 else t
-
 
 # Softmax
 
@@ -51,7 +46,12 @@ def _softmax_rule(t: ShapeDtype, axis: int) -> ShapeDtype:
 
 
 def _softmax(t: Any, axis: int) -> Any:
-    return jax.nn.softmax(_at_least_float32(t), axis=tuple(range(t.ndim))[axis:]).astype(t.dtype)
+    return jax.nn.softmax(at_least_float32(t), axis=tuple(range(t.ndim))[axis:]).astype(t.dtype)
+
+
+def _softmax_gradient(grads: Sequence[Any], _inputs: Sequence[Any], outputs: Sequence[Any], axis: int) -> list[Any]:
+    y, g = (at_least_float32(v) for v in (outputs[0], grads[0]))
+    return [y * (g - jnp.sum(g * y, axis=tuple(range(y.ndim))[axis:], keepdims=True))]
 
 
 def _softmax_oracle(t: Any, axis: int) -> Any:
@@ -85,6 +85,7 @@ SOFTMAX = define(
     dtypes=FLOATS,
     oracle=_softmax_oracle,
     samples=_softmax_samples,
+    gradient=Gradient(_softmax_gradient),
 )
 
 # Normalisation
@@ -177,17 +178,51 @@ def _group_norm_rule(
     return t, statistics, statistics
 
 
-def _group_norm(t: Any, weight: Any, bias: Any, num_groups: int, eps: float) -> tuple[Any, ...]:
+def _rows(t: Any, num_groups: int) -> Any:
+    """What is normalised together, a row each; at least float32."""
     groups = t.shape[0] * num_groups
-    rows = _at_least_float32(t).reshape(groups, t.size // groups if groups else 0)
+    return at_least_float32(t).reshape(groups, t.size // groups if groups else 0)
+
+
+def _statistics(rows: Any, eps: float) -> tuple[Any, Any]:
+    """The mean and ``1 / sqrt(variance + eps)`` of each row, as columns."""
     mean = rows.mean(axis=1, keepdims=True)
     centred = rows - mean
     # The variance of the centred values: E[t^2] - E[t]^2 would cancel where the mean is large.
-    inv_std = lax.rsqrt(jnp.mean(centred * centred, axis=1, keepdims=True) + eps)
-    per_channel = (1, t.shape[1]) + (1,) * (t.ndim - 2)
-    wide_weight, wide_bias = (_at_least_float32(v).reshape(per_channel) for v in (weight, bias))
-    y = (centred * inv_std).reshape(t.shape) * wide_weight + wide_bias
-    return y.astype(t.dtype), mean.reshape(groups).astype(t.dtype), inv_std.reshape(groups).astype(t.dtype)
+    return mean, lax.rsqrt(jnp.mean(centred * centred, axis=1, keepdims=True) + eps)
+
+
+def _per_channel(vector: Any, rank: int) -> Any:
+    return at_least_float32(vector).reshape((1, -1) + (1,) * (rank - 2))
+
+
+def _group_norm(t: Any, weight: Any, bias: Any, num_groups: int, eps: float) -> tuple[Any, ...]:
+    rows = _rows(t, num_groups)
+    mean, inv_std = _statistics(rows, eps)
+    y = ((rows - mean) * inv_std).reshape(t.shape) * _per_channel(weight, t.ndim) + _per_channel(bias, t.ndim)
+    return y.astype(t.dtype), mean.ravel().astype(t.dtype), inv_std.ravel().astype(t.dtype)
+
+
+def _group_norm_gradient(
+    grads: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], num_groups: int, eps: float
+) -> list[Any]:
+    t, weight, _ = inputs
+    rows = _rows(t, num_groups)
+    g, g_mean, g_inv_std = (at_least_float32(v) for v in grads)
+    if t.dtype == jnp.float16:
+        # The statistics were rounded to float16: too coarse for the differences below.
+        mean, inv_std = _statistics(rows, eps)
+    else:
+        mean, inv_std = (v.reshape(-1, 1) for v in outputs[1:])
+    normal = (rows - mean) * inv_std
+    per_channel = tuple(i for i in range(t.ndim) if i != 1)
+    g_normal = (g * _per_channel(weight, t.ndim)).reshape(rows.shape)
+    # The row's statistics depend on t too. The last terms are the gradients of the outputs mean and inv_std.
+    size = max(rows.shape[1], 1)
+    shift = inv_std * jnp.mean(g_normal, axis=1, keepdims=True) - g_mean.reshape(-1, 1) / size
+    slope = inv_std * jnp.mean(g_normal * normal, axis=1, keepdims=True) + g_inv_std.reshape(-1, 1) * inv_std**2 / size
+    g_t = g_normal * inv_std - shift - normal * slope
+    return [g_t.reshape(t.shape), jnp.sum(g * normal.reshape(t.shape), axis=per_channel), jnp.sum(g, axis=per_channel)]
 
 
 def _group_norm_oracle(t: Any, weight: Any, bias: Any, num_groups: int, eps: float = 1e-5) -> Any:
@@ -231,4 +266,6 @@ GROUP_NORM = define(
     dtypes=FLOATS,
     oracle=_group_norm_oracle,
     samples=_group_norm_samples,
+    gradient=Gradient(_group_norm_gradient),
+    differences="the gradient of float16 takes no mean and 1/std: it computes them again, in float32",
 )

@@ -1,138 +1,17 @@
-"""Reductions over axes (spec ``ops-math.md`` §5.1). All of one family: only the reducing function differs."""
+"""Sums, averages, products and extremes over axes (spec ``ops-math.md`` §5.1)."""
 
 from __future__ import annotations
 
 import builtins
-import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from popxl import dtypes
-from popxl.errors import CoreError
-from popxl.op import ShapeDtype
-from popxl.ops._define import NUMBERS, Declaration, Sample, define, sample
+from popxl.ops._define import Sample, sample
 from popxl.ops._jax import jnp, late
-from popxl.ops.utils import element_count
+from popxl.ops._reduction import Axes, define_reduction, given_axes, gradient_by, reduction_samples
 from popxl.tensor import Tensor
-
-Axes: TypeAlias = tuple[int, ...] | None
-
-# The family
-
-
-def _axes(axis: int | Iterable[int] | None) -> Axes:
-    if axis is None:
-        return None
-    return tuple(axis) if isinstance(axis, Iterable) else (operator.index(axis),)
-
-
-def _reduced(t: ShapeDtype, axes: Axes) -> frozenset[int]:
-    """The axes, counted from the front.
-
-    Raises:
-        CoreError: (a `RuntimeError`) if one is out of range or given twice.
-    """
-    rank = len(t.shape)
-    if axes is None:
-        return frozenset(range(rank))
-    if axes and not rank:
-        raise CoreError(
-            f"Reduce input rank must be greater than 0 to reduce over axis {axes[0]}.", hint="pass axis=None"
-        )
-    for a in axes:
-        if not -rank <= a < rank:
-            raise CoreError(f"Axis {a} is out of acceptable range [{-rank}, {rank - 1}].", hint=f"t has rank {rank}")
-    reduced = frozenset(a % rank for a in axes)
-    if len(reduced) < len(axes):
-        raise CoreError(f"Axes {axes} of a tensor of rank {rank} contain an axis twice.", hint="give each axis once")
-    return reduced
-
-
-def _rule(t: ShapeDtype, axes: Axes, keepdims: bool) -> ShapeDtype:
-    reduced = _reduced(t, axes)
-    shape = [1 if i in reduced else n for i, n in enumerate(t.shape) if keepdims or i not in reduced]
-    return ShapeDtype(tuple(shape), t.dtype)
-
-
-def _nonempty_rule(t: ShapeDtype, axes: Axes, keepdims: bool) -> ShapeDtype:
-    if not element_count(tuple(t.shape[i] for i in _reduced(t, axes))):
-        raise CoreError(
-            f"Cannot reduce 0 elements of shape {list(t.shape)}: there is no largest or smallest one.",
-            hint="reduce over axes that have elements",
-        )
-    return _rule(t, axes, keepdims)
-
-
-def _define_reduction(
-    type: str,
-    function: Callable[..., Tensor],
-    reduce: Callable[..., Any],
-    oracle: Callable[..., Any],
-    samples: Callable[[], Sequence[Sample]],
-    *,
-    dtypes: tuple[dtypes.dtype, ...] = NUMBERS,
-    of_nothing: bool = True,
-) -> Declaration:
-    """Declare a reduction.
-
-    Args:
-        type: Op type.
-        function: The public function.
-        reduce: Takes an array, ``axis`` and ``keepdims``. It sees float16 as float32; its result is rounded to
-            the input's dtype, once.
-        oracle: The same in NumPy.
-        samples: As in `define`.
-        dtypes: As in `define`.
-        of_nothing: Whether 0 elements have a result.
-    """
-
-    def lower(t: Any, axes: Axes, keepdims: bool) -> Any:
-        wide = t.astype(jnp.float32) if t.dtype == jnp.float16 else t
-        return reduce(wide, axis=axes, keepdims=keepdims).astype(t.dtype)
-
-    def numpy_oracle(t: Any, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Any:
-        return oracle(t, axis=tuple(axis) if isinstance(axis, Iterable) else axis, keepdims=keepdims)
-
-    return define(
-        type,
-        function,
-        lower=lower,
-        rule=_rule if of_nothing else _nonempty_rule,
-        dtypes=dtypes,
-        oracle=numpy_oracle,
-        samples=samples,
-    )
-
-
-def _samples(*, of_nothing: bool = True) -> Sequence[Sample]:
-    a = np.array([[[1.5, -2.0, 0.5], [3.0, 0.25, -1.0]], [[0.75, 1.0, 2.0], [-0.5, 4.0, 1.25]]], np.float32)
-    half = np.resize(np.array([1.0, 0.25, 0.5], np.float16), (3, 4096))
-    i = np.array([[7, -8, 3], [9, 3, 100]], np.int32)
-    empty = np.zeros((2, 0), np.float32)
-    return (
-        sample(a),
-        sample(a, 1),
-        sample(a, axis=[-1, 0]),
-        sample(a, (0, 2), keepdims=True),
-        sample(a, [], tolerance=0),
-        sample(a.astype(np.float64), -2, True, tolerance=1e-15),
-        # Sums of thousands of float16 lose everything unless they are accumulated in float32.
-        sample(half, 1, tolerance=1e-3),
-        sample(np.float32(2.5)),
-        sample(np.array([[np.inf, 1.0], [np.nan, 2.0]], np.float32), 1),
-        sample(i, tolerance=0),
-        sample(i, 1, tolerance=0),
-        sample(i.astype(np.int8), 0, tolerance=0),
-        sample(np.array([200, 100], np.uint8), tolerance=0),
-        sample(np.array([[1, 2], [3, 2**31]], np.uint32), -1, tolerance=0),
-        *((sample(empty, 1),) if of_nothing else ()),
-        sample(empty, 0),
-    )
-
-
-# The ops
 
 
 def sum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
@@ -147,6 +26,7 @@ def sum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = Fal
         The sums, of the same dtype.
 
     Raises:
+        PopxlTypeError: (a `TypeError`) if an axis is no integer.
         CoreError: (a `RuntimeError`) if an axis is out of range or given twice.
 
     Example:
@@ -156,10 +36,10 @@ def sum(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = Fal
         ...     ops.sum(popxl.constant([[1, 2], [3, 4]]), axis=-1, keepdims=True).shape
         (2, 1)
     """
-    return SUM.emit({"t": t}, "sum_out", axes=_axes(axis), keepdims=keepdims)[0]
+    return SUM.emit({"t": t}, "sum_out", axes=given_axes(axis), keepdims=bool(keepdims))[0]
 
 
-SUM = _define_reduction("ReduceSum", sum, late(lambda: jnp.sum), np.sum, _samples)
+SUM = define_reduction("ReduceSum", sum, late(lambda: jnp.sum), np.sum, reduction_samples)
 
 
 def mean(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
@@ -175,9 +55,10 @@ def mean(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = Fa
         The averages, of the same dtype; NaN for 0 floats.
 
     Raises:
+        PopxlTypeError: (a `TypeError`) if an axis is no integer.
         CoreError: (a `RuntimeError`) if an axis is out of range or given twice.
     """
-    return MEAN.emit({"t": t}, "mean_out", axes=_axes(axis), keepdims=keepdims)[0]
+    return MEAN.emit({"t": t}, "mean_out", axes=given_axes(axis), keepdims=bool(keepdims))[0]
 
 
 def _mean(t: Any, axis: Axes, keepdims: bool) -> Any:
@@ -195,11 +76,64 @@ def _mean_oracle(t: Any, **how: Any) -> Any:
     return np.floor(np.mean(t, **how, dtype=np.float64)).astype(np.int64)
 
 
-MEAN = _define_reduction("ReduceMean", mean, _mean, _mean_oracle, _samples)
+MEAN = define_reduction(
+    "ReduceMean",
+    mean,
+    _mean,
+    _mean_oracle,
+    reduction_samples,
+    differences="the mean of integers is rounded down; float16 is not rounded before the division",
+)
+
+
+def prod(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Multiply over axes.
+
+    The gradient of an element is the product of the others, zeros or not.
+
+    Args:
+        t: Any number dtype. Integers are not widened: they wrap around. Float16 is multiplied in float32.
+        axis: As for `sum`.
+        keepdims: As for `sum`.
+
+    Returns:
+        The products, of the same dtype; 1 for 0 elements.
+
+    Raises:
+        PopxlTypeError: (a `TypeError`) if an axis is no integer.
+        CoreError: (a `RuntimeError`) if an axis is out of range or given twice.
+    """
+    return PROD.emit({"t": t}, "prod_out", axes=given_axes(axis), keepdims=bool(keepdims))[0]
+
+
+def _prod_samples() -> Sequence[Sample]:
+    # Powers of 2 above 2**16 on the way: float16 would overflow.
+    half = np.resize(np.repeat(np.array([2.0, 0.5], np.float16), 20), (2, 40))
+    zeros = np.array([[0.0, 2.0, -3.0], [0.0, 0.0, 5.0], [1.5, 0.5, 2.0]], np.float32)
+    return (
+        *(one for one in reduction_samples() if np.size(one.args[0]) < 4096),
+        sample(half, 1, tolerance=0),
+        sample(zeros, 1, tolerance=0),
+        sample(zeros, 0, tolerance=0),
+    )
+
+
+PROD = define_reduction("ReduceProd", prod, late(lambda: jnp.prod), np.prod, _prod_samples)
+
+
+# Extremes
+
+_OF_TIES = gradient_by(lambda g, t, out: jnp.where(t == out, g, jnp.zeros_like(g)))
+
+
+def _extreme_samples() -> Sequence[Sample]:
+    return reduction_samples(of_nothing=False, smooth_ties=False)
 
 
 def max(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
     """Take the largest element over axes; NaN if there is one.
+
+    Each element that equals the largest one receives the whole gradient.
 
     Args:
         t: Any number dtype.
@@ -210,17 +144,39 @@ def max(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = Fal
         The largest elements, of the same dtype.
 
     Raises:
+        PopxlTypeError: (a `TypeError`) if an axis is no integer.
         CoreError: (a `RuntimeError`) if an axis is out of range or given twice, or there are 0 elements to
             choose from.
     """
-    return MAX.emit({"t": t}, "max_out", axes=_axes(axis), keepdims=keepdims)[0]
+    return MAX.emit({"t": t}, "max_out", axes=given_axes(axis), keepdims=bool(keepdims))[0]
 
 
-MAX = _define_reduction(
-    "ReduceMax",
-    max,
-    late(lambda: jnp.max),
-    np.max,
-    lambda: _samples(of_nothing=False),
-    of_nothing=False,
+MAX = define_reduction(
+    "ReduceMax", max, late(lambda: jnp.max), np.max, _extreme_samples, of_nothing=False, gradient=_OF_TIES
+)
+
+
+def min(t: Tensor, axis: int | Iterable[int] | None = None, keepdims: bool = False) -> Tensor:
+    """Take the smallest element over axes; NaN if there is one.
+
+    Each element that equals the smallest one receives the whole gradient.
+
+    Args:
+        t: Any number dtype.
+        axis: As for `sum`.
+        keepdims: As for `sum`.
+
+    Returns:
+        The smallest elements, of the same dtype.
+
+    Raises:
+        PopxlTypeError: (a `TypeError`) if an axis is no integer.
+        CoreError: (a `RuntimeError`) if an axis is out of range or given twice, or there are 0 elements to
+            choose from.
+    """
+    return MIN.emit({"t": t}, "min_out", axes=given_axes(axis), keepdims=bool(keepdims))[0]
+
+
+MIN = define_reduction(
+    "ReduceMin", min, late(lambda: jnp.min), np.min, _extreme_samples, of_nothing=False, gradient=_OF_TIES
 )

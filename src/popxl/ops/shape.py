@@ -13,7 +13,6 @@ from popxl.context import get_current_graph
 from popxl.errors import CoreError, PopxlTypeError, PopxlValueError
 from popxl.op import ShapeDtype
 from popxl.ops._define import Sample, define, define_view, sample
-from popxl.ops._jax import lax
 from popxl.ops.utils import check_in_graph, element_count
 from popxl.tensor import Tensor
 
@@ -279,6 +278,7 @@ TRANSPOSE = define(
     oracle=_transpose_oracle,
     samples=_transpose_samples,
     host=_lower_transpose,
+    differences="negative and repeated axes are a `ValueError`",
 )
 
 
@@ -312,7 +312,7 @@ def _same(t: ShapeDtype) -> ShapeDtype:
 
 
 def _lower_detach(t: Any) -> Any:
-    return lax.stop_gradient(t)
+    return t
 
 
 DETACH = define(
@@ -327,6 +327,7 @@ DETACH = define(
         sample(np.bool_(True), tolerance=0),
         sample(np.zeros((0,), np.int32), tolerance=0),
     ),
+    gradient=None,
     host=np.asarray,
     elementwise=True,
 )

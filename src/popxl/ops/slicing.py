@@ -180,6 +180,8 @@ SLICE = define(
     oracle=_slice_oracle,
     samples=_slice_samples,
     host=_host_slice,
+    differences="steps other than 1 and -1 are a `ValueError`; empty slices and `start > stop` mean what they do in "
+    "NumPy",
 )
 
 
@@ -279,4 +281,5 @@ SUBSAMPLE = define(
         sample(np.zeros((0, 4), np.float32), [2, 3], tolerance=0),
     ),
     host=_host_subsample,
+    differences="leaves the list of strides as it is; takes short tuples",
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from popxl import dtypes
-from popxl.errors import CoreError, PopxlError, PopxlValueError, UndefinedValue
+from popxl.errors import CoreError, PopxlError, PopxlTypeError, PopxlValueError, UndefinedValue
 from popxl.graph import Graph, check_in_current_graph
 from popxl.op import ShapeDtype
 from popxl.tensor import Tensor
@@ -65,6 +66,22 @@ def cast_if_needed(t: Tensor, dtype: dtypes.dtype) -> Tensor:
 def handle_negative_axis(t: Tensor, axis: int) -> int:
     """Return `axis`, counted from the front."""
     return axis + t.rank if axis < 0 else axis
+
+
+def checked_memory_hint(available_memory_proportion: object) -> float | None:
+    """Return the hint as a float; it is kept on the op and has no effect.
+
+    Raises:
+        PopxlTypeError: (a `TypeError`) if it is neither a number nor None.
+    """
+    if available_memory_proportion is None:
+        return None
+    if not isinstance(available_memory_proportion, Real):
+        raise PopxlTypeError(
+            f"available_memory_proportion is {available_memory_proportion!r}, which is no number.",
+            hint="pass a number between 0 and 1, or None: it has no effect here",
+        )
+    return float(available_memory_proportion)
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from popxl.plan.rough import FinishedSegment, RoughCall, RoughGraph, RoughStep
 from popxl.plan.steps import (
     Branch,
     Call,
+    Check,
     Compute,
     Evaluate,
     Free,
@@ -164,6 +165,8 @@ class _Assembler:
                 made = HostStore(op, reads[0])
             case Effect.PRINT:
                 made = Print(op, reads[0], writes[0])
+            case Effect.CHECK:
+                made = Check(op, reads[0])
             case Effect.REMOTE_LOAD:
                 buffer_id = op.attributes["buffer"].remote_buffer_id
                 made = RemoteLoad(op, buffer_id, reads[0], writes[0], self._waits(step.reads[0]))

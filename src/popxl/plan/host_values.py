@@ -2,7 +2,7 @@
 
 A tensor is *host-known* if it is one integer or bool that depends only on constants, loop counters, items of
 host streams and arguments that are host-known themselves, through ops that declare a NumPy form. Of these, the
-plan evaluates the ones that an offset or a host-driven condition needs; all others stay on the device.
+plan evaluates the ones that an offset, a host-driven condition or a check needs; all others stay on the device.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def host_values(graphs: Sequence[Graph]) -> frozenset[Tensor]:
 
 
 def _steering(op: Op) -> Iterator[Tensor]:
-    """The inputs that decide where the op transfers to, or which graph it runs."""
+    """The inputs that decide where the op transfers to, which graph it runs, or whether the run goes on."""
     if op.definition.effect in (Effect.REMOTE_LOAD, Effect.REMOTE_STORE):
         yield op.inputs[1]
-    elif op.definition.control is Control.BRANCH:
+    elif op.definition.effect is Effect.CHECK or op.definition.control is Control.BRANCH:
         yield op.inputs[0]
 
 

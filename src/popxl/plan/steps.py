@@ -97,6 +97,14 @@ class Print:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Stop the run if a value is out of range."""
+
+    op: Op
+    input: int
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteLoad:
     """Load a row of a remote buffer. `waits`: the offset comes from the device, so the host waits for it."""
 
@@ -167,7 +175,7 @@ class Free:
 
 
 Step: TypeAlias = (
-    Compute | Evaluate | HostLoad | HostStore | Print | RemoteLoad | RemoteStore | Call | Loop | Branch | Free
+    Compute | Evaluate | HostLoad | HostStore | Print | Check | RemoteLoad | RemoteStore | Call | Loop | Branch | Free
 )
 
 

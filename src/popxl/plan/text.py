@@ -6,6 +6,7 @@ from popxl.op import Op
 from popxl.plan.steps import (
     Branch,
     Call,
+    Check,
     Compute,
     Evaluate,
     Free,
@@ -56,6 +57,8 @@ def _step_text(step: Step) -> str:
             return f"host store {step.op.attributes['stream'].tensor_id}, %{step.input}"
         case Print():
             return f"%{step.output} = print %{step.input}"
+        case Check():
+            return f"check %{step.input}"
         case RemoteLoad():
             return f"%{step.output} = load buffer {step.buffer_id}[%{step.offset}]{_waits(step.waits)}"
         case RemoteStore():

@@ -10,10 +10,12 @@ import numpy as np
 
 from popxl.errors import RemoteOffsetError
 from popxl.op import Op
+from popxl.ops._checks import raise_unless_in_range
 from popxl.ops._jax import jax, jnp
 from popxl.plan.steps import (
     Branch,
     Call,
+    Check,
     Compute,
     Evaluate,
     Free,
@@ -61,6 +63,7 @@ class Executor:
             HostLoad: self._host_load,
             HostStore: self._host_store,
             Print: self._print,
+            Check: self._check,
             RemoteLoad: self._remote_load,
             RemoteStore: self._remote_store,
             Call: self._call,
@@ -144,6 +147,9 @@ class Executor:
         frame[step.output] = frame[step.input]
         if step.op.attributes["print_self"]:
             print_value(step.op, np.asarray(frame[step.input]))
+
+    def _check(self, frame: Frame, step: Check) -> None:
+        raise_unless_in_range(np.asarray(frame[step.input]), where=step.op.where, **step.op.attributes)
 
     def _remote_load(self, frame: Frame, step: RemoteLoad) -> None:
         entry = self._entry(step.op, frame[step.offset])

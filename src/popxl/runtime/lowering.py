@@ -84,7 +84,8 @@ class _Storages:
 def _run_op(storages: _Storages, op: Op) -> None:
     match op.definition.control:
         case None:
-            if not op.definition.is_view:
+            # A view is computed where it is read; what gives nothing a value is nothing to compute.
+            if op.written() and not op.definition.is_view:
                 _run_plain(storages, op)
             return
         case Control.CALL:
