@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from popxl.context import get_current_context
-from popxl.errors import CoreError, PopxlTypeError, PopxlValueError
+from popxl.errors import CoreError, PopxlIndexError, PopxlTypeError, PopxlValueError
 from popxl.tensor import Constant, Tensor, Variable
 
 if TYPE_CHECKING:
@@ -152,6 +152,9 @@ class Graph:
         """Add `op` at the end and tell the hooks."""
         self._ir.check_open()
         self._ops.append(op)
+        self._connect(op)
+
+    def _connect(self, op: Op) -> None:
         for t in op.inputs:
             t.consumers.append(op)
         for g in op.called_graphs:
@@ -165,9 +168,53 @@ class Graph:
         if by_ref:
             self._by_ref_inputs.add(tensor)
 
+    def reorder_inputs(self, inputs: Sequence[Tensor]) -> None:
+        """Put the inputs, all of them, in another order; nothing may call the graph yet."""
+        assert not self.call_sites
+        assert len(inputs) == len(self._inputs)
+        assert set(inputs) == set(self._inputs)
+        self._inputs = list(inputs)
+
     def add_output(self, tensor: Tensor) -> None:
         """Make `tensor` the next output."""
         self._outputs.append(tensor)
+
+    def remove_output(self, index: int) -> None:
+        """Drop an output, such as a gradient that is accumulated inside a gradient graph; nothing may call it yet.
+
+        Args:
+            index: Its number; the outputs after it move up.
+
+        Raises:
+            PopxlIndexError: (an `IndexError`) if there is no such output.
+            CoreError: (a `RuntimeError`) if the graph is called already.
+
+        Example:
+            >>> import popxl
+            >>> ir = popxl.Ir()
+            >>> g = ir.create_graph(lambda x: (x, x + x), popxl.TensorSpec((), popxl.float32))
+            >>> g.remove_output(0)
+            >>> [t.name for t in g.outputs]
+            ['add_out']
+        """
+        self._ir.check_open()
+        if not 0 <= index < len(self._outputs):
+            raise PopxlIndexError(f"Graph `{self.name}` has no output {index}, it has {len(self._outputs)}.")
+        if self.call_sites:
+            raise CoreError(
+                f"Output {index} of graph `{self.name}` cannot be removed: the graph is called already.",
+                where=self.call_sites[0].where,
+                hint="remove outputs before the first call",
+            )
+        del self._outputs[index]
+
+    def insert_before(self, op: Op, new: Sequence[Op]) -> None:
+        """Put ops that are in no graph yet before `op`, and tell the hooks."""
+        self._ir.check_open()
+        place = self._ops.index(op)
+        self._ops[place:place] = new
+        for made in new:
+            self._connect(made)
 
     def register_op_created_hook(self, fn: Callable[[Op], Any]) -> int:
         """Call ``fn(op)`` after each op made in this graph.

@@ -122,6 +122,17 @@ class Ir:
         self.check_open()
         return self._add_graph(f"{name or 'graph'}_subgraph({next(self._graph_numbers)})")
 
+    def create_derived_graph(self, graph_id: str) -> Graph:
+        """Return a new empty graph called `graph_id`, or ``<graph_id>_<n>`` if that is taken.
+
+        Raises:
+            ContextError: (a `RuntimeError`) once a session has taken the program.
+        """
+        self.check_open()
+        taken = {g.id for g in self._graphs}
+        ids = itertools.chain([graph_id], (f"{graph_id}_{n}" for n in itertools.count(1)))
+        return self._add_graph(next(i for i in ids if i not in taken))
+
     def create_graph(self, fn: GraphFunction | Module, *args: Any, **kwargs: Any) -> Graph:
         """Build a graph by running `fn` on new graph inputs that look like the arguments.
 

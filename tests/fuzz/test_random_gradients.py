@@ -1,0 +1,35 @@
+"""Gradients of random functions are those that jax finds for the same functions, written without popxl."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from function_runs import expected, found
+from hypothesis import HealthCheck, given, settings
+from random_functions import Function, functions
+
+SLOW = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+
+
+def check(function: Function) -> None:
+    wanted = expected(function)
+    scale = max(1.0, *(np.abs(g).max() for g in wanted))
+    assert np.isfinite(scale)
+    for i, ours, theirs in zip(function.required, found(function), wanted, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale, err_msg=f"gradient of input {i}")
+
+
+@given(functions())
+@settings(SLOW, max_examples=25)
+@pytest.mark.parametrize("part", range(8))
+def test_gradients_of_random_functions_are_those_of_jax(part: int, function: Function) -> None:
+    check(function)
+
+
+@given(functions())
+@settings(SLOW, max_examples=2000)
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+def test_gradients_of_many_random_functions_are_those_of_jax(function: Function) -> None:
+    check(function)
