@@ -4,6 +4,7 @@ program order, dead ops dropped (popxl.plan.planner, .structure, .liveness)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -427,3 +428,29 @@ def test_planning_is_deterministic() -> None:
         return str(plan_program(ir))
 
     assert text() == text()
+
+
+def test_stores_to_the_host_do_not_cut_a_segment() -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        x = popxl.variable([1.0, 2.0])
+        first, second = (popxl.d2h_stream((2,), popxl.float32) for _ in range(2))
+        y = x + x
+        ops.host_store(first, y)
+        ops.host_store(second, y * y)
+    assert kinds(ir) == [Compute, HostStore, HostStore]
+
+
+@pytest.mark.parametrize("write", [lambda x: ops.add_(x, x), lambda x: ops.relu_(ops.slice_(x, 0, 1))])
+def test_what_waits_to_be_stored_is_stored_before_it_is_overwritten(write: Any) -> None:
+    ir = popxl.Ir()
+    with ir.main_graph:
+        x = ops.negate(popxl.variable([1.0, 2.0]))
+        whole, part = popxl.d2h_stream((2,), popxl.float32), popxl.d2h_stream((1,), popxl.float32)
+        ops.host_store(whole, x)
+        ops.host_store(part, ops.slice_(x, 0, 1))
+        write(x)
+    with popxl.Session(ir) as session:
+        stored = session.run()
+    np.testing.assert_array_equal(stored[whole], [-1, -2])
+    np.testing.assert_array_equal(stored[part], [-1])

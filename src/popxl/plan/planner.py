@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from popxl.aliasing import is_view
+from popxl.aliasing import is_view, storage_roots
 from popxl.graph import Graph
 from popxl.ir import Ir
 from popxl.op import Control, Effect, Op
@@ -75,6 +75,8 @@ class _Cutter:
         self._graph = graph
         self._steps: list[RoughStep | FinishedSegment] = []
         self._segment = RoughSegment()
+        #: Stores to the host that wait for the end of the pending segment: nothing in the program waits for them.
+        self._stores: list[RoughStep] = []
         self._persistent: list[Tensor] = [graph.inputs[i] for i in sorted(mutated)]
         if graph == graph.main_graph:
             self._persistent += [v for v in graph.variables if not v.location_info.isRemote()]
@@ -88,6 +90,8 @@ class _Cutter:
         return RoughGraph(self._graph, tuple(self._steps), outputs, tuple(self._persistent))
 
     def _add(self, op: Op) -> None:
+        if self._overwrites_stored(op):
+            self._flush()
         written = [t.storage for t in op.written()]
         if op.definition.host is not None and any(t in self._program.host_values for t in written):
             self._emit(op, reads=[self._value(t) for t in op.read_inputs()], writes=written)
@@ -98,9 +102,20 @@ class _Cutter:
         else:
             self._segment.add(op)
 
+    def _overwrites_stored(self, op: Op) -> bool:
+        """Whether `op` overwrites what a waiting store has yet to read."""
+        if not self._stores or not op.mutates:
+            return False
+        stored = {root for step in self._stores for t in step.op.read_inputs() for root in storage_roots(t)}
+        return any(root in stored for i in op.mutates for root in storage_roots(op.inputs[i]))
+
     def _add_transfer(self, op: Op) -> None:
         reads = [self._value(t) for t in op.read_inputs()]
-        if op.definition.effect is not Effect.PRINT and not self._segment.is_trivial:
+        if op.definition.effect is Effect.HOST_STORE and (self._stores or self._segment.conflicts(reads, ())):
+            self._stores.append(RoughStep(op, tuple(reads), ()))
+            return
+        moves_data = op.definition.effect not in (Effect.HOST_STORE, Effect.PRINT, Effect.CHECK)
+        if moves_data and not self._segment.is_trivial:
             self._flush()
         if op.mutates and is_view(op.inputs[op.mutates[0]]):
             target = Transferred(op, op.mutates[0])
@@ -151,4 +166,6 @@ class _Cutter:
     def _flush(self) -> None:
         if self._segment.items or self._segment.views:
             self._steps.append(self._segment.finish())
+        self._steps += self._stores
         self._segment = RoughSegment()
+        self._stores = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,18 +37,21 @@ def aligned_bytes(spec: BufferSpec, *, zeros: bool = False) -> npt.NDArray[np.ui
         >>> raw.shape, raw.ctypes.data % 64
         ((12,), 0)
     """
-    alignment = PAGE_BYTES if spec.entry_bytes >= PAGE_BYTES else JAX_ALIGNMENT_BYTES
-    allocate = np.zeros if zeros else np.empty
     try:
-        block = allocate(spec.entry_bytes + alignment, np.uint8)
+        return _aligned(spec.entry_bytes, np.zeros if zeros else np.empty)
     except (MemoryError, ValueError, OverflowError) as error:  # NumPy's three ways to say "too large"
         raise StreamingMemoryError(
             f"There is no memory for one entry of remote buffer {spec.buffer_id}: {spec.entry_bytes} bytes for shape "
             f"{spec.shape} and dtype {spec.dtype}.",
             hint="split the tensor over several entries.",
         ) from error
+
+
+def _aligned(nbytes: int, allocate: Callable[[int, Any], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    alignment = PAGE_BYTES if nbytes >= PAGE_BYTES else JAX_ALIGNMENT_BYTES
+    block = allocate(nbytes + alignment, np.uint8)
     start = -block.ctypes.data % alignment
-    return block[start : start + spec.entry_bytes]
+    return block[start : start + nbytes]
 
 
 def frozen_entry(raw: npt.NDArray[np.uint8], spec: BufferSpec) -> npt.NDArray[Any]:
@@ -66,7 +70,7 @@ def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A read-only copy that nobody else knows and that JAX on CPU uses in place.
 
     Args:
-        array: Any shape, of a dtype that Streaming Memory holds.
+        array: Any shape and dtype.
 
     Raises:
         StreamingMemoryError: There is not that much memory.
@@ -76,7 +80,14 @@ def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         >>> copy.shape, copy.flags.c_contiguous, copy.ctypes.data % 64
         ((3, 2), True, 0)
     """
-    spec = BufferSpec(0, array.shape, array.dtype, entries=1)
-    raw = aligned_bytes(spec)
-    raw.view(spec.dtype).reshape(spec.shape)[...] = array
-    return frozen_entry(raw, spec)
+    # No BufferSpec: its checks would cost a small item of a stream more than its copy.
+    try:
+        copy = _aligned(array.nbytes, np.empty).view(array.dtype).reshape(array.shape)
+    except MemoryError as error:
+        raise StreamingMemoryError(
+            f"There is no memory for a copy of {array.nbytes} bytes, shape {array.shape}, dtype {array.dtype}.",
+            hint="split the tensor over several entries or items.",
+        ) from error
+    copy[...] = array
+    copy.flags.writeable = False
+    return copy
