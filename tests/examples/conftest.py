@@ -33,6 +33,26 @@ def first_remote_buffer() -> ModuleType:
     return import_example("first_remote_buffer")
 
 
+@pytest.fixture(scope="session")
+def digits() -> ModuleType:
+    return import_example("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_conv() -> ModuleType:
+    return import_example("digits_conv")
+
+
+@pytest.fixture(scope="session")
+def optimisers() -> ModuleType:
+    return import_example("optimisers")
+
+
+@pytest.fixture(scope="session")
+def language_model() -> ModuleType:
+    return import_example("language_model")
+
+
 @pytest.fixture(autouse=True)
 def streaming_memory_is_not_set_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POPXL_STREAMING_MEMORY", raising=False)
