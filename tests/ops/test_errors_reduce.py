@@ -312,3 +312,11 @@ def test_layer_norm_does_not_promote() -> None:
 def test_groups_must_be_of_equal_size(num_groups: int) -> None:
     with pytest.raises(CoreError, match=f"cannot divide 6 channels into {num_groups} groups"):
         ops.group_norm(of_shape(2, 6), of_shape(6), of_shape(6), num_groups)
+
+
+def test_a_cumsum_that_is_refused_adds_nothing() -> None:
+    t = popxl.variable([1, 2])
+    before = len(popxl.gcg().tensors)
+    with pytest.raises(CoreError, match="of `t`"):
+        ops.cumsum(t)
+    assert len(popxl.gcg().tensors) == before

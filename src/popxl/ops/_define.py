@@ -133,7 +133,7 @@ class Declaration:
         if same_place and len(tensors) > 1:
             check_tensor_ipu_and_tile_set(**tensors)
         inputs = tuple(tensors.values())
-        self._check_dtypes(tensors)
+        self.check_dtypes(tensors)
         if outputs is None:
             specs = tuple(ShapeDtype(t.shape, t.dtype) for t in inputs)
             outputs = infer(self.definition, specs, tuple(attributes.items()))
@@ -141,7 +141,12 @@ class Declaration:
             graph, inputs, outputs, (name,) if isinstance(name, str) else name, graphs, mutates, attributes
         )
 
-    def _check_dtypes(self, tensors: Mapping[str, Tensor]) -> None:
+    def check_dtypes(self, tensors: Mapping[str, Tensor]) -> None:
+        """Check the dtypes of the inputs, by the name of the argument that they come from.
+
+        Raises:
+            CoreError: (a `RuntimeError`) naming the argument that has another dtype.
+        """
         for argument, t in tensors.items():
             allowed = self.dtypes_of(argument)
             if allowed is not None and t.dtype not in allowed:

@@ -43,6 +43,7 @@ def cumsum(t: Tensor, dim: int | None = 0) -> Tensor:
     check_in_graph(get_current_graph(), t=t)
     # Before the constant is made: a call that fails must not leave one behind.
     axis = checked_axis(t.shape, whole_number("dim", dim), "CumSumOpx op, 'axis' value out of range. `dim`")
+    CUM_SUM.check_dtypes({"t": t})
     axis_tensor = constant(axis, dtypes.int64, "dim")
     return CUM_SUM.emit({"t": t, "dim": axis_tensor}, "cumsum_out", same_place=False, axis=axis)[0]
 
