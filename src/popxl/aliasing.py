@@ -48,6 +48,20 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     return elements_a is None or elements_b is None or np.intersect1d(elements_a, elements_b).size > 0
 
 
+def elements_by_root(t: Tensor) -> dict[Tensor, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """For each tensor that `t` is made of: which of its elements `t` has, and where in `t`, both counted row by row."""
+    first = _first_elements(list(storage_roots(t)))
+    elements = _elements(t, first)
+    if elements is None:
+        raise AssertionError(f"{t!r} is a view that has no NumPy form")
+    flat = elements.ravel()
+    result: dict[Tensor, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
+    for root, start in first.items():
+        places = np.flatnonzero((flat >= start) & (flat < start + root.nelms))
+        result[root] = flat[places] - start, places
+    return result
+
+
 def _first_elements(roots: list[Tensor]) -> Mapping[Tensor, int]:
     """Number the elements of all `roots` one after the other."""
     first: dict[Tensor, int] = {}

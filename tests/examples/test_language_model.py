@@ -243,6 +243,8 @@ class Meter:
         self.peak = 0
 
     def sample(self) -> None:
+        # XLA lets go of host memory that it used in place when Python collects garbage, which may be long after.
+        gc.collect(0)
         self.rows = [row for row in self.rows if row() is not None]
         held = [row() for row in self.rows]
         arrays = sum(a.nbytes for a in jax.live_arrays())

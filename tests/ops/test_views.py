@@ -165,6 +165,19 @@ def test_a_concat_view_sees_a_write_to_one_of_its_tensors() -> None:
     np.testing.assert_array_equal(run(build)["both"], [1, 12])
 
 
+def test_a_write_to_one_of_two_regions_of_a_tensor_in_a_concat_view_reaches_it() -> None:
+    def build() -> dict[str, Tensor]:
+        a, b = popxl.variable([1.0, 2.0]), popxl.variable([3.0])
+        around = ops.concat_([a, b, a])
+        add_to(ops.slice_(around, 1, 3), 10)
+        return {"a": a, "b": b, "around": around}
+
+    got = run(build)
+    np.testing.assert_array_equal(got["a"], [1, 12])
+    np.testing.assert_array_equal(got["b"], [13])
+    np.testing.assert_array_equal(got["around"], [1, 12, 13, 1, 12])
+
+
 def test_a_tensor_twice_in_a_concat_view_is_not_overwritten_and_the_result_is_right() -> None:
     def build() -> dict[str, Tensor]:
         x = popxl.variable([1.0, 2.0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from popxl.aliasing import elements_by_root, storage_roots
 from popxl.graph import Graph
 from popxl.op import Control, Op, as_results
 from popxl.ops._jax import jax, jnp, lax
@@ -72,13 +73,24 @@ class _Storages:
         t = t.storage
         self._views.clear()
         op = t.producer
-        if op is not None and op.definition.put is not None:
-            bases = [op.inputs[i] for i in op.aliases]
-            news = op.definition.put(value, *(self.read(b) for b in bases), **op.attributes)
-            for base, new in zip(bases, news, strict=True):
-                self.write(base, new)
-        else:
+        if op is None or op.definition.put is None:
             self.values[t] = value
+            return
+        roots = list(storage_roots(t))
+        if len(set(roots)) < len(roots):
+            self._write_elements(t, value)
+            return
+        bases = [op.inputs[i] for i in op.aliases]
+        news = op.definition.put(value, *(self.read(b) for b in bases), **op.attributes)
+        for base, new in zip(bases, news, strict=True):
+            self.write(base, new)
+
+    def _write_elements(self, t: Tensor, value: Array) -> None:
+        """Write to a view of several regions of one tensor: whole regions would undo what others have changed."""
+        flat = value.reshape(-1)
+        for root, (elements, places) in elements_by_root(t).items():
+            old = self.read(root)
+            self.values[root] = old.reshape(-1).at[elements].set(flat[places]).reshape(old.shape)
 
 
 def _run_op(storages: _Storages, op: Op) -> None:
