@@ -454,3 +454,14 @@ def test_what_waits_to_be_stored_is_stored_before_it_is_overwritten(write: Any) 
         stored = session.run()
     np.testing.assert_array_equal(stored[whole], [-1, -2])
     np.testing.assert_array_equal(stored[part], [-1])
+
+
+def test_a_write_through_a_view_needs_all_storages_of_the_view(ir: popxl.Ir) -> None:
+    with ir.main_graph, popxl.in_sequence():
+        unread = ops.init((1, 2), popxl.float32)
+        v = popxl.variable([[1.0, 2.0]])
+        both = ops.concat_([unread, v], axis=0)
+        ops.var_updates.copy_var_update_(both, popxl.constant([[3.0, 4.0], [5.0, 6.0]]))
+    with popxl.Session(ir) as session:
+        session.run()
+        assert session.get_tensor_data(v).tolist() == [[5.0, 6.0]]

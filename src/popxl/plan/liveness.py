@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from popxl.aliasing import storage_roots
+from popxl.aliasing import is_view, storage_roots
 from popxl.graph import Graph
 from popxl.op import Op
 from popxl.plan.program import Program
@@ -26,7 +26,9 @@ def needed_ops(program: Program, graph: Graph, ops: Iterable[Op], live_out: Iter
         if op.definition.is_view:
             continue
         if program.has_effect(op) or any(root in live for t in op.written() for root in storage_roots(t)):
-            live.update(root for t in op.read_inputs() for root in storage_roots(t))
+            # A write through a view reads its storages: the rest of them stays as it is.
+            changed = (op.inputs[i] for i in op.mutates if is_view(op.inputs[i]))
+            live.update(root for t in (*op.read_inputs(), *changed) for root in storage_roots(t))
             needed.append(op)
     needed.reverse()
     return needed
