@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from popxl import dtypes
 from popxl.context import _execution_context, get_current_graph, no_name_scopes  # pyright: ignore[reportPrivateUsage]
 from popxl.errors import PopxlTypeError, PopxlValueError
+from popxl.lazy_data import LazyData, checked_source, lazy_source
 from popxl.remote_buffer import RemoteBuffer, replica_sharded_buffer
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Constant, RetrievalMode, Tensor, Variable
@@ -109,7 +110,7 @@ def variable(
 
 
 def remote_variable(
-    data: HostScalarTensor,
+    data: HostScalarTensor | LazyData,
     remote_buffer: RemoteBuffer,
     offset: int = 0,
     dtype: dtypes.dtype | None = None,
@@ -126,8 +127,13 @@ def remote_variable(
     Shape, dtype and offset are compared with the buffer when a session is made, so that the buffer may
     still grow.
 
+    A value that need not be in memory all the time, since the model is larger than that, can be *lazy*: a function
+    without arguments that returns it, called whenever the value is uploaded, or a slice of a file, such as
+    ``safetensors.safe_open(path, "numpy").get_slice(name)``.
+
     Args:
-        data: The initial value, as for `variable`.
+        data: The initial value, as for `variable`; or lazy, and then of the row's shape, with the group axis in front
+            if there is more than one group. Lazy values are never cast.
         remote_buffer: The buffer.
         offset: The row.
         dtype: As for `variable`.
@@ -147,12 +153,25 @@ def remote_variable(
         >>> with popxl.Ir().main_graph:
         ...     buffer = popxl.remote_buffer((2,), popxl.float32, entries=2)
         ...     w = popxl.remote_variable([1.0, 2.0], buffer, 1)
+        ...     v = popxl.remote_variable(lambda: np.zeros(2, np.float32), buffer, 0)
         >>> w.location_info.isRemote(), w.location_info.getRemoteBufferInfo()
         (True, (1, 1))
+        >>> v.is_lazy, v.host_value
+        (True, array([0., 0.], dtype=float32))
     """
     location = _remote_location(remote_buffer, offset, sharded=False)
-    value = _host_value(data, dtype, downcast, log2_scale, nan_on_overflow)
-    return _create_variable(value, name, replica_grouping, retrieval_mode, location)
+    source = lazy_source(data)
+    if source is None:
+        value = _host_value(cast("HostScalarTensor", data), dtype, downcast, log2_scale, nan_on_overflow)
+        return _create_variable(value, name, replica_grouping, retrieval_mode, location)
+    groups = _grouping(replica_grouping).num_groups
+    shape = (groups, *remote_buffer.tensor_shape) if groups > 1 else remote_buffer.tensor_shape
+    wanted = (remote_buffer.tensor_dtype if dtype is None else dtype).as_numpy()
+    # A stand-in without memory, for the checks that look at shape and dtype.
+    stand_in = np.broadcast_to(np.zeros((), wanted), shape)
+    v = _create_variable(stand_in, name, replica_grouping, retrieval_mode, location)
+    v.host_value = checked_source(source, shape, wanted, v.id)
+    return v
 
 
 def remote_replica_sharded_variable(

@@ -69,6 +69,10 @@ class DeviceError(PopxlError, RuntimeError):
     """A device that is not there."""
 
 
+class OutOfMemoryError(PopxlError, MemoryError):
+    """A program that needs more device memory than it may use."""
+
+
 class RemoteOffsetError(PopxlValueError):
     """An offset outside ``0 <= offset < entries`` of a remote buffer."""
 

@@ -28,10 +28,12 @@ from popxl.host_arrays import (
 )
 from popxl.ir import Ir
 from popxl.plan import GraphPlan, plan_program
+from popxl.plan.memory import Figures, check_fits, figures
 from popxl.plan.validate import check_inplacing, check_program
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.typing_ import HostScalarTensor
+from popxl.units import parse_bytes
 from popxl.utils import to_numpy
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ class Session:
         streaming_memory: Where remote buffers live: ``"ram"``, ``"file:DIR"`` or a
             `popxl.StreamingMemory`. If not given, the environment variable ``POPXL_STREAMING_MEMORY`` says,
             and else it is RAM.
+        device_memory: How much memory the program may take on the device, such as ``"2GiB"``. A program that needs
+            more is refused before it runs; one that needs less runs ahead of the device by what is left. If not
+            given, it may take twice what it needs.
         check_ambiguity: Whether to refuse programs in which an in-place op and a read of the same storage
             are ordered neither by data nor by `popxl.in_sequence`, as the reference does. Such programs run
             in the order of their creation here, so there is no need to.
@@ -61,6 +66,8 @@ class Session:
         DeviceError: (a `RuntimeError`) if the device is not there.
         CoreError: (a `RuntimeError`) for a program without ops, or an ambiguous one if asked to check.
         PopxlNotImplementedError: (a `NotImplementedError`) for several replicas.
+        OutOfMemoryError: (a `MemoryError`) if the program needs more than `device_memory`, or its largest row more than
+            the host memory of its Streaming Memory.
 
     Example:
         >>> import popxl
@@ -82,12 +89,15 @@ class Session:
         weights_to_host_on_exit: bool = True,
         *,
         streaming_memory: str | StreamingMemory | None = None,
+        device_memory: str | int | None = None,
         check_ambiguity: bool = False,
     ) -> None:
         from popxl.runtime.compiler import compile_plan
-        from popxl.runtime.device_weights import DeviceWeights
-        from popxl.runtime.devices import find_device
+        from popxl.runtime.completion import Completion
+        from popxl.runtime.device_weights import DeviceWeights, remote_buffers
+        from popxl.runtime.devices import find_device, let_go_of_arguments
         from popxl.runtime.executor import Executor
+        from popxl.runtime.memory_limits import MemoryLimits
         from popxl.runtime.streaming import StreamingMemory
 
         if not isinstance(ir, Ir):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -109,20 +119,26 @@ class Session:
         ir.dot_final()
         self._variables = ir.main_graph.variables
         self._inputs, self._outputs = ir.get_all_h2d_streams(), ir.get_all_d2h_streams()
-        self._read_only = any(
-            isinstance(v.host_value, np.memmap) and not v.host_value.flags.writeable for v in self._variables
-        )
+        maps = (v.memory_map for v in self._variables)
+        self._read_only = any(m is not None and not m.flags.writeable for m in maps)
         if self._read_only and weights_to_host_on_exit:
             _log.info("A memory map of %r is read-only, so leaving the session does not fetch the variables.", ir)
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
         self._plan = plan_program(ir)
         executables = compile_plan(self._plan, device, ir.cache_directory)
         self._compiled_count = len(executables)
-        tier = self._streaming_memory.tier
-        self._weights = DeviceWeights(ir, device, tier)
-        self._executor = Executor(self._plan, executables, device, tier)
+        self._figures = figures(self._plan, ir, lambda segment: executables[segment.key].temporary_bytes)
+        budget = parse_bytes(device_memory)
+        check_fits(self._figures.device, budget)
+        peak_bytes, host_bytes = self._figures.device.peak_bytes, self._streaming_memory.host_bytes
+        limits = MemoryLimits.choose(remote_buffers(ir), peak_bytes, budget, host_bytes)
+        completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(device))
+        self._weights = DeviceWeights(ir, device, self._streaming_memory.tier, completion, limits)
+        self._executor = Executor(self._plan, executables, device, completion)
         self._entries: list[bool] = []
-        self._in_sync = True
+        #: Variables whose host value is not the device's.
+        self._stale: set[Variable] = set()
+        self._has_uncommitted = True
 
     # Properties
 
@@ -152,6 +168,23 @@ class Session:
         return self._plan
 
     @property
+    def figures(self) -> Figures:
+        """What the program needs, known before it runs: memory of the device, of Streaming Memory, bytes moved.
+
+        Example:
+            >>> import popxl
+            >>> from popxl import ops
+            >>> ir = popxl.Ir()
+            >>> with ir.main_graph, popxl.in_sequence():
+            ...     buffer = popxl.remote_buffer((4,), popxl.float32, entries=8)
+            ...     ops.remote_store(buffer, 0, ops.remote_load(buffer, 1) + 1.0)
+            >>> figures = popxl.Session(ir).figures
+            >>> figures.streaming_bytes, figures.load_bytes, figures.store_bytes
+            (128, 16, 16)
+        """
+        return self._figures
+
+    @property
     def executable_count(self) -> int:
         """Number of functions that XLA compiled for this session; equal ones count once."""
         return self._compiled_count
@@ -165,7 +198,7 @@ class Session:
         self._entries.append(attaches)
         if attaches:
             try:
-                self.weights_from_host()
+                self._weights.upload(self._continue())
             except BaseException:
                 self._detach()
                 raise
@@ -178,10 +211,20 @@ class Session:
             self._entries.pop()
             return
         try:
-            if exc_type is None and self.weights_to_host_on_exit:
-                self.weights_to_host()
+            if exc_type is None:
+                if self.weights_to_host_on_exit:
+                    self.weights_to_host()
+                if self._commits and self._has_uncommitted:
+                    self.commit()
         finally:
             self._detach()
+
+    def _continue(self) -> list[Variable]:
+        """Take up what the last commit holds, where Streaming Memory goes on from one; return the other variables."""
+        missing = self._weights.restore(self._variables)
+        self._set_stale(set(self._variables).difference(missing))
+        self._has_uncommitted = bool(missing)
+        return missing
 
     def _detach(self) -> None:
         self._entries.clear()
@@ -241,9 +284,24 @@ class Session:
         ins: dict[Stream, HostArray] = {s: as_items(self._ir, s, check_dtype(s, a)) for s, a in arrays.items()}
         outs: dict[Stream, HostArray] = {s: as_items(self._ir, s, a) for s, a in outputs.items()}
         try:
-            self._executor.run(self._weights.values, HostStreams(ins, outs))
+            self._executor.run(self._weights.values, HostStreams(ins, outs), self._weights.transfers)
         finally:
-            self._set_in_sync(False)
+            self._has_uncommitted = True
+            self._set_stale(self._variables)
+
+    def wait(self) -> None:
+        """Wait until everything that runs have started is finished.
+
+        `run` returns when its outputs are there; updates of variables and stores to Streaming Memory may still be on
+        their way. Nothing needs this call for its values, but a measurement of time does, and it is where a store
+        that failed late is heard of at once.
+
+        Raises:
+            PopxlValueError: (a `ValueError`) while detached.
+            StreamingMemoryError: A store has failed.
+        """
+        self._check_attached()
+        self._weights.wait()
 
     def create_host_outputs(self) -> Mapping[DeviceToHostStream, HostArray]:
         """Return an uninitialised array for each output stream."""
@@ -287,6 +345,7 @@ class Session:
         """
         self._check_attached()
         self._weights.upload(self._variables)
+        self._has_uncommitted = True
 
     def weights_to_host(self) -> None:
         """Copy all variables from the device and from Streaming Memory to the host.
@@ -295,20 +354,58 @@ class Session:
             PopxlError: if a variable's data are a read-only memory map.
             PopxlValueError: (a `ValueError`) while detached.
         """
+        self._check_writeable_maps()
+        self._check_attached()
+        self._weights.download(self._variables, is_committed=not self._has_uncommitted)
+        self._has_uncommitted = self._has_uncommitted and not self._commits
+        self._set_stale(())
+
+    def _check_writeable_maps(self) -> None:
         if self._read_only:
-            names = [v.id for v in self._variables if not v.host_value.flags.writeable]
+            maps = {v.id: v.memory_map for v in self._variables}
+            names = [name for name, m in maps.items() if m is not None and not m.flags.writeable]
             raise PopxlError(
                 f"Cannot copy variables to the host: the memory maps of {names} are read-only.",
                 hint='open them with mode "r+" or "c"',
             )
-        self._check_attached()
-        self._weights.download(self._variables)
-        self._set_in_sync(True)
 
-    def _set_in_sync(self, in_sync: bool) -> None:
-        self._in_sync = in_sync
+    def _set_stale(self, variables: Iterable[Variable]) -> None:
+        self._stale = set(variables)
         for v in self._variables:
-            v._in_sync = in_sync  # pyright: ignore[reportPrivateUsage]
+            v._in_sync = v not in self._stale  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def _commits(self) -> bool:
+        return self._streaming_memory.tier.capabilities.commits
+
+    @property
+    def generation(self) -> int:
+        """Number of the last commit of this Streaming Memory; 0 before the first, and where there are none."""
+        return self._streaming_memory.tier.generation
+
+    def commit(self) -> int:
+        """Publish all variables as they are now: whatever happens later, a session can go on from here.
+
+        It waits until the device has computed them and their rows are written; what a commit adds to that does not
+        depend on their size. Leaving the session without an error commits too. A new process goes on with
+        ``StreamingMemory("file:DIR", reopen=True)``.
+
+        Returns:
+            The new `generation`.
+
+        Raises:
+            PopxlValueError: (a `ValueError`) while detached, and for a Streaming Memory without commits.
+            StreamingMemoryError: A store has failed, or the commit; the last one stands.
+        """
+        self._check_attached()
+        if not self._commits:
+            raise PopxlValueError(
+                f"{self._streaming_memory!r} has no commits: its rows end with the session.",
+                hint='use streaming_memory="file:DIR"',
+            )
+        generation = self._weights.commit()
+        self._has_uncommitted = False
+        return generation
 
     def get_tensor_data(self, tensor: Variable | Constant) -> HostArray:
         """Return the value of a variable or constant; see `get_tensors_data`."""
@@ -331,9 +428,21 @@ class Session:
                     hint="stream its value out with popxl.ops.host_store",
                 )
             self._check_own(t)
-        if self.is_attached and not self._in_sync and any(isinstance(t, Variable) for t in tensors):
+        if self.is_attached and not self._stale.isdisjoint(tensors):
+            self._fetch(tensors)
+        return {t: _as_given_out(t) for t in tensors}
+
+    def _fetch(self, tensors: Iterable[Variable | Constant]) -> None:
+        """Bring the host up to date: all variables, but of a Streaming Memory of files only rows that are asked for."""
+        if not self._commits:
             self.weights_to_host()
-        return {t: t.host_value if isinstance(t.host_value, np.memmap) else t.host_value.view() for t in tensors}
+            return
+        self._check_writeable_maps()
+        asked = self._stale.intersection(tensors)
+        fetched = {v for v in self._stale if v in asked or not v.location_info.isRemote()}
+        for v in fetched:
+            self._weights.fetch(v)
+        self._set_stale(self._stale - fetched)
 
     def write_variable_data(self, tensor: Variable, data: HostArray) -> None:
         """Give a variable a new value; see `write_variables_data`."""
@@ -355,6 +464,8 @@ class Session:
             self._write_host_value(t, data)
         if self.is_attached:
             self._weights.upload(tensors)
+            self._has_uncommitted = True
+        self._set_stale(self._stale.difference(tensors))
 
     def _write_host_value(self, t: Variable, data: object) -> None:
         if not isinstance(t, Variable):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -376,7 +487,7 @@ class Session:
             raise PopxlValueError(
                 f"The data for {t!r} have shape {array.shape}, not {t.shape_on_host}.", hint="reshape them first"
             )
-        if not t.host_value.flags.writeable:
+        if t.memory_map is not None and not t.memory_map.flags.writeable:
             raise PopxlValueError(
                 f"Cannot write {t!r}: the memory map that holds it is read-only.", hint='open it with mode "r+" or "c"'
             )
@@ -392,3 +503,9 @@ class Session:
     def __repr__(self) -> str:
         state = "attached" if self.is_attached else "detached"
         return f"Session[{self._ir!r} {state} {self._streaming_memory!r}]"
+
+
+def _as_given_out(t: Variable | Constant) -> HostArray:
+    """The host's value of a tensor, for the user: a view of it, but a memory map itself."""
+    value = t.host_value
+    return value if isinstance(value, np.memmap) else value.view()

@@ -5,6 +5,7 @@ A tensor is a node of the IR. It holds no device data; a `Variable` and a `Const
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -369,11 +370,38 @@ class Tensor:
 class Variable(Tensor):
     """A tensor whose value persists between runs. Made by `popxl.variable` and the remote forms of it."""
 
-    #: The host's value: shape `shape_on_host`, dtype ``dtype.as_numpy()``.
-    host_value: np.ndarray[Any, Any]
+    _host_value: np.ndarray[Any, Any] | Callable[[], np.ndarray[Any, Any]]
     _grouping: ReplicaGrouping
     _retrieval_mode: RetrievalMode
     _in_sync: bool
+
+    @property
+    def host_value(self) -> np.ndarray[Any, Any]:
+        """The host's value: shape `shape_on_host`, dtype ``dtype.as_numpy()``.
+
+        A lazy one (`is_lazy`) is read at each call, into memory of its own.
+        """
+        return self._host_value() if callable(self._host_value) else self._host_value
+
+    @host_value.setter
+    def host_value(self, value: np.ndarray[Any, Any] | Callable[[], np.ndarray[Any, Any]]) -> None:
+        self._host_value = value
+
+    @property
+    def host_source(self) -> Callable[[], np.ndarray[Any, Any]] | None:
+        """What reads the host's value, if the host only knows where to read it: a function, or Streaming Memory."""
+        return self._host_value if callable(self._host_value) else None
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the host's value is read when it is wanted."""
+        return callable(self._host_value)
+
+    @property
+    def memory_map(self) -> np.memmap[Any, Any] | None:
+        """The file that is the host's value, if it is one."""
+        value: object = self._host_value
+        return cast("np.memmap[Any, Any]", value) if isinstance(value, np.memmap) else None
 
     @property
     def replica_grouping(self) -> ReplicaGrouping:

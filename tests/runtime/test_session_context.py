@@ -133,7 +133,7 @@ def test_session_starts_detached(counter: Counter) -> None:
     assert not popxl.Session(counter.ir).is_attached
 
 
-@pytest.mark.parametrize("call", ["run", "run_with_outputs", "weights_from_host", "weights_to_host"])
+@pytest.mark.parametrize("call", ["run", "run_with_outputs", "wait", "weights_from_host", "weights_to_host"])
 def test_runtime_functions_need_the_context(counter: Counter, call: str) -> None:
     session = popxl.Session(counter.ir)
     with pytest.raises(ValueError, match=r"^Must be attached to device before calling a runtime function\."):
@@ -255,11 +255,11 @@ def test_failed_entry_leaves_the_session_detached(
 ) -> None:
     session = popxl.Session(counter.ir, streaming_memory=memory)
 
-    def fail() -> None:
+    def fail(_variables: object) -> None:
         raise OSError("broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr(session, "weights_from_host", fail)
+        patched.setattr(session._weights, "upload", fail)
         with pytest.raises(OSError, match="broken"):
             session.__enter__()
         assert not session.is_attached

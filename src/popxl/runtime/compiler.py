@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,22 @@ from popxl.ops._jax import jax
 from popxl.plan.steps import Compute, GraphPlan, Segment, called_plans
 from popxl.runtime.lowering import segment_avals, segment_function
 
-Executable = Callable[..., Any]
+
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """A compiled segment.
+
+    Attributes:
+        call: Takes the segment's inputs; gives its outputs and a token.
+        new_bytes: Device memory that a call takes beyond its inputs: outputs that reuse no input, and temporaries.
+        temporary_bytes: The part of it that is free again when the call has run.
+    """
+
+    call: Callable[..., Any]
+    new_bytes: int
+    temporary_bytes: int
+
+
 # XLA compiles outside the GIL; tracing does not, so a few threads are enough.
 _THREADS = 4
 
@@ -52,7 +68,13 @@ def _compile(segment: Segment, device: Any) -> Executable:
     with jax.default_device(device), jax.enable_x64(True):
         function = jax.jit(segment_function(segment), donate_argnums=segment.donated)
         lowered: Any = function.lower(*segment_avals(segment))
-        return lowered.compile()
+        compiled: Any = lowered.compile()
+        memory: Any = compiled.memory_analysis()
+        if memory is None:  # not every backend tells
+            return Executable(compiled, 0, 0)
+        temporary = int(memory.temp_size_in_bytes)
+        fresh = int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes)
+        return Executable(compiled, fresh + temporary, temporary)
 
 
 @contextmanager

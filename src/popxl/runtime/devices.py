@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
+
+import numpy as np
 
 from popxl.errors import DeviceError, PopxlValueError
 from popxl.ops._jax import jax
@@ -34,3 +37,12 @@ def find_device(device_desc: str) -> Any:
             f'Failed to acquire device with device_desc="{device_desc}": JAX finds only {there}.',
             hint='use device_desc="cpu", or install a JAX with GPU support (pip install "openpopxl[cuda12]")',
         ) from error
+
+
+def let_go_of_arguments(device: Any) -> Callable[[], object]:
+    """Return what makes JAX drop its references to the arguments of computations that have finished.
+
+    It does so whenever it is called; this is the least that one can call it for.
+    """
+    nothing = np.zeros(())
+    return lambda: jax.device_put(nothing, device)

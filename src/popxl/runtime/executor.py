@@ -12,6 +12,7 @@ from popxl.errors import RemoteOffsetError
 from popxl.op import Op
 from popxl.ops._checks import raise_unless_in_range
 from popxl.ops._jax import jax, jnp
+from popxl.plan.lookahead import evaluate, lookahead
 from popxl.plan.steps import (
     Branch,
     Call,
@@ -29,31 +30,38 @@ from popxl.plan.steps import (
     Step,
 )
 from popxl.runtime.compiler import Executable, plan_segments
+from popxl.runtime.completion import Completion
 from popxl.runtime.host_io import HostStreams
 from popxl.runtime.printing import print_value
-from popxl.runtime.streaming.tier import Tier
+from popxl.runtime.streaming.ram import RamTier
+from popxl.runtime.transfers import DirectTransfers, Transfers
 from popxl.tensor import Constant, Tensor
 
 Array = Any
 Frame = list[Array]
+#: Between runs.
+_NO_TRANSFERS = DirectTransfers(RamTier())
 
 
 class Executor:
-    """Runs a program's plan on one device, with one Streaming Memory tier.
+    """Runs a program's plan on one device.
 
     Args:
         plan: The plan of the main graph.
         executables: The executable of each segment, by its key.
         device: The device.
-        tier: Streaming Memory.
+        completion: Hears of each computation.
     """
 
-    def __init__(self, plan: GraphPlan, executables: Mapping[Hashable, Executable], device: Any, tier: Tier) -> None:
+    def __init__(
+        self, plan: GraphPlan, executables: Mapping[Hashable, Executable], device: Any, completion: Completion
+    ) -> None:
         self._plan = plan
         # By identity: a key is as long as its segment, too long to hash at every step.
         self._executables = {s: executables[s.key] for s in plan_segments(plan)}
         self._device = device
-        self._tier = tier
+        self._completion = completion
+        self._transfers: Transfers = _NO_TRANSFERS
         self._constants: dict[Constant, Array] = {}
         self._templates: dict[GraphPlan, Frame] = {}
         self._streams = HostStreams({}, {})
@@ -72,23 +80,27 @@ class Executor:
             Free: self._free,
         }
 
-    def run(self, variables: dict[Tensor, Array], streams: HostStreams) -> None:
+    def run(self, variables: dict[Tensor, Array], streams: HostStreams, transfers: Transfers) -> None:
         """Run the main graph once.
 
         Args:
             variables: The device's value of each variable; replaced by the new values, also when a step fails.
             streams: The host streams of this run.
+            transfers: Streaming Memory.
         """
-        self._streams = streams
+        self._streams, self._transfers = streams, transfers
         plan = self._plan
         with jax.default_device(self._device), jax.enable_x64(True):
             frame = self._new_frame(plan)
             for slot, v in plan.variables:
                 frame[slot] = variables[v]
+            failure: BaseException | None = None
             try:
+                transfers.begin(lookahead(plan, streams.item))
                 self._walk(plan, frame)
                 streams.flush()
-            except BaseException:
+            except BaseException as error:
+                failure = error
                 # The plan counts on what the rest of the run would have done; now a row may be a variable's memory.
                 for slot, _ in plan.variables:
                     frame[slot] = jnp.array(frame[slot], copy=True)
@@ -96,7 +108,9 @@ class Executor:
             finally:
                 for slot, v in plan.variables:
                     variables[v] = frame[slot]
-                self._streams = HostStreams({}, {})
+                transfers.end(failure)
+                failure = None  # it refers to this frame
+                self._streams, self._transfers = HostStreams({}, {}), _NO_TRANSFERS
 
     def _new_frame(self, plan: GraphPlan) -> Frame:
         """A frame with the constants in it, the same arrays in every frame."""
@@ -122,18 +136,15 @@ class Executor:
     # Compute
 
     def _compute(self, frame: Frame, step: Compute) -> None:
-        results = self._executables[step.segment](*[frame[i] for i in step.inputs])
+        executable = self._executables[step.segment]
+        self._completion.admit(executable.new_bytes)
+        *results, token = executable.call(*[frame[i] for i in step.inputs])
+        self._completion.add(token, executable.new_bytes)
         for slot, value in zip(step.outputs, results, strict=True):
             frame[slot] = value
 
     def _evaluate(self, frame: Frame, step: Evaluate) -> None:
-        op = step.op
-        host = op.definition.host
-        assert host is not None
-        (target,) = op.outputs
-        with np.errstate(all="ignore"):  # integers wrap around, as on the device
-            result = host(*[np.asarray(frame[i]) for i in step.inputs], **op.attributes)
-        frame[step.output] = np.asarray(result).astype(target.dtype.storage).reshape(target.shape)
+        frame[step.output] = evaluate(step, [frame[i] for i in step.inputs])
 
     # Transfers
 
@@ -153,12 +164,12 @@ class Executor:
 
     def _remote_load(self, frame: Frame, step: RemoteLoad) -> None:
         entry = self._entry(step.op, frame[step.offset])
-        frame[step.output] = self._at(step.op, lambda: self._tier.load(step.buffer_id, entry))
+        frame[step.output] = self._at(step.op, lambda: self._transfers.load(step.buffer_id, entry))
 
     def _remote_store(self, frame: Frame, step: RemoteStore) -> None:
         entry = self._entry(step.op, frame[step.offset])
         value = frame[step.input]
-        self._at(step.op, lambda: self._tier.store(step.buffer_id, entry, value))
+        self._at(step.op, lambda: self._transfers.store(step.buffer_id, entry, value, step.op))
 
     def _entry(self, op: Op, offset: Array) -> int:
         """The offset as a number; this waits for the device if the offset comes from there."""
@@ -220,6 +231,8 @@ class Executor:
 
     def _branch(self, frame: Frame, step: Branch) -> None:
         taken = bool(np.asarray(frame[step.condition]).reshape(()))
+        if step.waits:
+            self._transfers.branch(taken)
         self._call(frame, step.then_call if taken else step.else_call)
 
     @staticmethod

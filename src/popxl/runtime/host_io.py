@@ -32,6 +32,14 @@ class HostStreams:
         self._pending: list[tuple[np.ndarray[Any, Any], Array]] = []
         self._pending_bytes = 0
 
+    def item(self, stream: Stream, position: int) -> np.ndarray[Any, Any]:
+        """The item of an input stream that its load number `position` will get.
+
+        Raises:
+            IndexError: There are not so many.
+        """
+        return self._inputs[stream][position]
+
     def load(self, op: Op) -> np.ndarray[Any, Any]:
         """Return a copy of the next item of the op's stream: what the run keeps of it is not the user's to change."""
         stream: Stream = op.attributes["stream"]

@@ -20,7 +20,10 @@ Array = Any
 
 
 def segment_function(segment: Segment) -> Callable[..., tuple[Array, ...]]:
-    """Return the function that a segment stands for: inputs in, outputs out, in the segment's order."""
+    """Return the function that a segment stands for: inputs in, outputs out, in the segment's order, then a token.
+
+    The token is a byte that nothing else uses: it is ready when the segment has run (`popxl.runtime.completion`).
+    """
 
     def run(*arrays: Array) -> tuple[Array, ...]:
         storages = _Storages(dict(zip(segment.inputs, arrays, strict=True)))
@@ -30,7 +33,7 @@ def segment_function(segment: Segment) -> Callable[..., tuple[Array, ...]]:
             else:
                 _run_op(storages, item)
         outputs = [storages.read(v) if isinstance(v, Tensor) else storages.values[v] for v in segment.outputs]
-        return _distinct(outputs, arrays)
+        return (*_distinct(outputs, arrays), jnp.zeros((), jnp.uint8))
 
     return run
 

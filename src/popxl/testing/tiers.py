@@ -1,5 +1,8 @@
 """The conformance suite of Streaming Memory tiers: inherit :class:`TierTests` to test a tier of your own.
 
+What a tier can do besides has suites of its own: ``popxl.testing.tier_transfers`` for an asynchronous one, and
+``popxl.testing.tier_commits`` for one that commits.
+
 Needs pytest and hypothesis. For readable failures put ``pytest.register_assert_rewrite("popxl.testing.tiers")`` into
 your ``conftest.py``.
 """
@@ -33,7 +36,7 @@ from popxl.errors import (
 from popxl.runtime.streaming import BufferSpec, ImmutableArray, Tier
 from popxl.runtime.streaming.tier import STORAGE_DTYPES
 
-__all__ = ["TierTests", "assert_row", "sample"]
+__all__ = ["TierTests", "assert_row", "assert_rows", "fill", "sample", "zeros"]
 
 DTYPES = sorted(STORAGE_DTYPES)
 SHAPES = [(), (1,), (0,), (3, 0, 2), (7,), (2, 3, 5), (1024,), (1025,)]
@@ -76,11 +79,12 @@ def _jax_numpy() -> ModuleType:
     return importlib.import_module("jax.numpy")
 
 
-def _zeros(spec: BufferSpec) -> npt.NDArray[Any]:
+def zeros(spec: BufferSpec) -> npt.NDArray[Any]:
+    """What an entry reads as that was never written."""
     return np.zeros(spec.shape, spec.dtype)
 
 
-def _filled(tier: Tier) -> dict[tuple[int, int], npt.NDArray[Any]]:
+def fill(tier: Tier) -> dict[tuple[int, int], npt.NDArray[Any]]:
     """Open ``BUFFERS`` and write a value of its own to every row."""
     tier.open(BUFFERS)
     rows: dict[tuple[int, int], npt.NDArray[Any]] = {}
@@ -91,7 +95,8 @@ def _filled(tier: Tier) -> dict[tuple[int, int], npt.NDArray[Any]]:
     return rows
 
 
-def _assert_rows(tier: Tier, rows: dict[tuple[int, int], npt.NDArray[Any]]) -> None:
+def assert_rows(tier: Tier, rows: dict[tuple[int, int], npt.NDArray[Any]]) -> None:
+    """The tier has ``rows``, by buffer id and entry."""
     for (buffer_id, entry), expected in rows.items():
         assert_row(tier.load(buffer_id, entry), expected)
 
@@ -144,7 +149,7 @@ class TierTests:
         spec = BufferSpec(1, shape, np.dtype(dtype), entries=3)
         tier.open([spec])
         for entry in range(3):
-            assert_row(tier.load(1, entry), _zeros(spec))
+            assert_row(tier.load(1, entry), zeros(spec))
 
     def test_large_entry_reads_back(self, tier: Tier) -> None:
         spec = BufferSpec(1, (9_000_001,), np.dtype("uint8"), entries=2)
@@ -152,7 +157,7 @@ class TierTests:
         value = sample(spec, seed=2)
         tier.store(1, 1, value)
         assert_row(tier.load(1, 1), value)
-        assert_row(tier.load(1, 0), _zeros(spec))
+        assert_row(tier.load(1, 0), zeros(spec))
 
     def test_last_of_many_entries_reads_back(self, tier: Tier) -> None:
         spec = BufferSpec(1, (2,), np.dtype("int32"), entries=100_000)
@@ -160,7 +165,7 @@ class TierTests:
         value = sample(spec, seed=3)
         tier.store(1, 99_999, value)
         assert_row(tier.load(1, 99_999), value)
-        assert_row(tier.load(1, 99_998), _zeros(spec))
+        assert_row(tier.load(1, 99_998), zeros(spec))
 
     def test_jax_array_reads_back(self, tier: Tier) -> None:
         jnp = _jax_numpy()
@@ -194,22 +199,22 @@ class TierTests:
         assert_row(tier.load(spec.buffer_id, 2), sample(spec, seed=4))
 
     def test_rows_and_buffers_are_independent(self, tier: Tier) -> None:
-        _assert_rows(tier, _filled(tier))
+        assert_rows(tier, fill(tier))
 
     def test_loads_of_one_row_agree(self, tier: Tier) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         first, second = tier.load(7, 1), tier.load(7, 1)
         assert_row(first, rows[7, 1])
         assert_row(second, rows[7, 1])
 
     def test_entry_may_be_a_numpy_integer(self, tier: Tier) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         assert_row(tier.load(5, np.uint32(3)), rows[5, 3])  # pyright: ignore[reportArgumentType]
 
     # ------------------------------------------------------------ a loaded value belongs to its holder
 
     def test_loaded_value_outlives_a_later_store(self, tier: Tier) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         held = {key: tier.load(*key) for key in rows}
         for spec in BUFFERS:
             for entry in range(spec.entries):
@@ -222,10 +227,10 @@ class TierTests:
         tier.open(BUFFERS)
         held = tier.load(spec.buffer_id, 0)
         tier.store(spec.buffer_id, 0, sample(spec, seed=4))
-        assert_row(held, _zeros(spec))
+        assert_row(held, zeros(spec))
 
     def test_loaded_value_outlives_close_and_a_new_open(self, tier: Tier) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         held = {key: tier.load(*key) for key in rows}
         tier.close()
         for key, value in held.items():
@@ -238,43 +243,43 @@ class TierTests:
 
     @pytest.mark.parametrize("entry", [-1, 4, 2**32 - 1, 2**70])
     def test_load_out_of_range_is_refused(self, tier: Tier, entry: int) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         with pytest.raises(RemoteOffsetError, match=rf"Entry {entry} .*buffer 5 with 4 entries"):
             tier.load(5, entry)
-        _assert_rows(tier, rows)
+        assert_rows(tier, rows)
 
     @pytest.mark.parametrize("entry", [-1, 4, 2**32 - 1, 2**70])
     def test_store_out_of_range_is_refused(self, tier: Tier, entry: int) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         with pytest.raises(RemoteOffsetError, match=rf"Entry {entry} .*buffer 5 with 4 entries"):
             tier.store(5, entry, np.ones(3, np.float32))
-        _assert_rows(tier, rows)
+        assert_rows(tier, rows)
 
     @pytest.mark.parametrize("entry", [0.0, None, "0"], ids=repr)
     def test_entry_that_is_no_integer_is_refused(self, tier: Tier, entry: Any) -> None:
-        _filled(tier)
+        fill(tier)
         with pytest.raises(PopxlTypeError, match="is not an integer"):
             tier.load(5, entry)
 
     @pytest.mark.parametrize("shape", [(), (4,), (1, 3), (3, 1), (0,)], ids=str)
     def test_value_of_another_shape_is_refused(self, tier: Tier, shape: tuple[int, ...]) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         with pytest.raises(PopxlValueError, match="buffer 5, entry 2 of 4"):
             tier.store(5, 2, np.ones(shape, np.float32))
-        _assert_rows(tier, rows)
+        assert_rows(tier, rows)
 
     @pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "uint32", ">f4", "object"])
     def test_value_of_another_dtype_is_refused(self, tier: Tier, dtype: str) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         with pytest.raises(PopxlValueError, match="buffer 5, entry 2 of 4"):
             tier.store(5, 2, np.ones(3, dtype))
-        _assert_rows(tier, rows)
+        assert_rows(tier, rows)
 
     def test_value_that_is_no_array_is_refused(self, tier: Tier) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         with pytest.raises(PopxlTypeError, match="buffer 5, entry 2"):
             tier.store(5, 2, [1.0, 2.0, 3.0])  # pyright: ignore[reportArgumentType]
-        _assert_rows(tier, rows)
+        assert_rows(tier, rows)
 
     def test_unknown_buffer_is_refused(self, tier: Tier) -> None:
         tier.open(BUFFERS)
@@ -289,28 +294,28 @@ class TierTests:
         tier.open([])
 
     def test_rows_are_zeros_after_the_tier_is_opened_again(self, tier: Tier) -> None:
-        _filled(tier)
+        fill(tier)
         tier.close()
         tier.open(BUFFERS)
         for spec in BUFFERS:
             for entry in range(spec.entries):
-                assert_row(tier.load(spec.buffer_id, entry), _zeros(spec))
+                assert_row(tier.load(spec.buffer_id, entry), zeros(spec))
 
     def test_rows_are_zeros_for_another_tier_at_the_same_place(self, tier: Tier, directory: Path) -> None:
-        _filled(tier)
+        fill(tier)
         tier.close()
         other = self.make_tier(directory)
         other.open(BUFFERS)
         try:
-            assert_row(other.load(7, 1), _zeros(BUFFERS[-1]))
+            assert_row(other.load(7, 1), zeros(BUFFERS[-1]))
         finally:
             other.close()
 
     def test_second_open_is_refused_and_loses_nothing(self, tier: Tier) -> None:
-        rows = _filled(tier)
+        rows = fill(tier)
         with pytest.raises(StreamingMemoryError, match="already serves an open session"):
             tier.open(BUFFERS)
-        _assert_rows(tier, rows)
+        assert_rows(tier, rows)
 
     def test_two_buffers_of_one_id_are_refused(self, tier: Tier) -> None:
         with pytest.raises(PopxlValueError, match="id 5"):
@@ -318,7 +323,7 @@ class TierTests:
         tier.open(BUFFERS)
 
     def test_close_can_be_called_again(self, tier: Tier) -> None:
-        _filled(tier)
+        fill(tier)
         tier.close()
         tier.close()
 
@@ -400,7 +405,7 @@ class _TierMachine(RuleBasedStateMachine):
     @rule(row=_rows)
     def load(self, row: tuple[BufferSpec, int]) -> None:
         spec, entry = row
-        expected = self.rows.get((spec.buffer_id, entry), _zeros(spec))
+        expected = self.rows.get((spec.buffer_id, entry), zeros(spec))
         found = self.tier.load(spec.buffer_id, entry)
         assert_row(found, expected)
         self.held.append((found, expected))
@@ -425,7 +430,7 @@ class _TierMachine(RuleBasedStateMachine):
         if (source.shape, source.dtype) == (goal.shape, goal.dtype):
             last = goal.entries - 1
             self.tier.store(goal.buffer_id, last, value)
-            self.rows[goal.buffer_id, last] = self.rows.get((source.buffer_id, 0), _zeros(source))
+            self.rows[goal.buffer_id, last] = self.rows.get((source.buffer_id, 0), zeros(source))
 
     @rule(spec=_buffers)
     def store_of_another_shape_is_refused(self, spec: BufferSpec) -> None:
@@ -436,7 +441,7 @@ class _TierMachine(RuleBasedStateMachine):
     def every_row_reads_back(self) -> None:
         for spec in BUFFERS:
             for entry in range(spec.entries):
-                expected = self.rows.get((spec.buffer_id, entry), _zeros(spec))
+                expected = self.rows.get((spec.buffer_id, entry), zeros(spec))
                 assert_row(self.tier.load(spec.buffer_id, entry), expected)
 
     @rule(keep=st.integers(0, len(BUFFERS)))

@@ -148,9 +148,10 @@ def test_directory_of_another_program_is_refused(used: Path, buffers: list[Buffe
     assert difference in refused(used, *buffers)
 
 
-def test_newer_version_is_refused(used: Path) -> None:
-    rewrite(used, lambda content: content.update(version=2))
-    assert "of format version 2" in refused(used)
+@pytest.mark.parametrize("version", [1, 3])
+def test_other_version_is_refused(used: Path, version: int) -> None:
+    rewrite(used, lambda content: content.update(version=version))
+    assert f"of format version {version}" in refused(used)
 
 
 def test_foreign_format_is_refused(used: Path) -> None:

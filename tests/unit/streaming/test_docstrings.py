@@ -13,6 +13,6 @@ from popxl.runtime import streaming
 MODULES = [f"{streaming.__name__}.{module.name}" for module in pkgutil.iter_modules(streaming.__path__)]
 
 
-@pytest.mark.parametrize("name", [*MODULES, "popxl.testing.tiers"])
+@pytest.mark.parametrize("name", [*MODULES, "popxl.testing.tiers", "popxl.testing.tier_transfers"])
 def test_docstring_examples_run(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import mmap
 import os
 import stat
 import subprocess
@@ -16,10 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import xxhash
 
 from popxl.errors import PopxlValueError, StreamingMemoryError
 from popxl.runtime.streaming import BufferSpec, FileTier
-from popxl.testing.tiers import TierTests, assert_row
+from popxl.runtime.streaming.alloc import aligned_bytes
+from popxl.runtime.streaming.transfer import Transfer
+from popxl.testing.tier_commits import CommittingTierTests
+from popxl.testing.tier_transfers import AsynchronousTierTests
+from popxl.testing.tiers import assert_row, sample
 
 # 8000 bytes an entry: one page and most of a second, so a slot has 8192.
 SPEC = BufferSpec(3, (2000,), np.dtype("float32"), entries=4)
@@ -28,9 +34,36 @@ ZEROS = np.zeros(2000, np.float32)
 ONES = np.ones(2000, np.float32)
 
 
-class TestFileTier(TierTests):
+class TestFileTier(AsynchronousTierTests, CommittingTierTests):
     def make_tier(self, directory: Path) -> FileTier:
         return FileTier(directory)
+
+    def make_tier_again(self, directory: Path) -> FileTier:
+        return FileTier(directory, reopen=True)
+
+
+class TestFileTierThroughThePageCache(AsynchronousTierTests, CommittingTierTests):
+    @pytest.fixture(autouse=True)
+    def no_direct_io(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        refuse_direct_io(monkeypatch)
+
+    def make_tier(self, directory: Path) -> FileTier:
+        return FileTier(directory)
+
+    def make_tier_again(self, directory: Path) -> FileTier:
+        return FileTier(directory, reopen=True)
+
+
+def refuse_direct_io(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file system without direct I/O does."""
+    open_as_before = os.open
+
+    def call(path: Any, flags: int, mode: int = 0o777, **others: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no direct I/O here")
+        return open_as_before(path, flags, mode, **others)
+
+    monkeypatch.setattr(os, "open", call)
 
 
 @pytest.fixture
@@ -145,43 +178,111 @@ def test_jax_uses_the_memory_of_a_load_in_place(tier: FileTier) -> None:
     assert jax.device_put(row, jax.devices("cpu")[0]).unsafe_buffer_pointer() == row.ctypes.data
 
 
-def test_store_of_a_contiguous_array_passes_its_own_memory(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+def spy_on_writes(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
+    """Of each call to the system: the address and size of each piece of memory."""
+    seen: list[list[tuple[int, int]]] = []
     pwritev = os.pwritev
 
     def spy(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        seen.append(np.frombuffer(buffers[0], np.uint8).ctypes.data)
+        seen.append([(np.frombuffer(each, np.uint8).ctypes.data, len(each)) for each in buffers])
         return pwritev(fd, buffers, offset)
 
     monkeypatch.setattr(os, "pwritev", spy)
-    value = ONES.copy()
+    return seen
+
+
+def test_store_of_a_page_aligned_array_passes_its_own_whole_pages(
+    tier: FileTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = aligned_bytes(SPEC).view(np.float32)
+    value[:] = 1
+    seen = spy_on_writes(monkeypatch)
     tier.store(3, 0, value)
-    assert seen == [value.ctypes.data]
+    assert seen[0][0] == (value.ctypes.data, 4096)
+
+
+def test_store_through_the_page_cache_passes_memory_of_any_alignment(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_direct_io(monkeypatch)
+    tier = FileTier(directory)
+    tier.open([SPEC])
+    value = np.arange(2001, dtype=np.float32)[1:]
+    seen = spy_on_writes(monkeypatch)
+    tier.store(3, 0, value)
+    assert seen[0][0] == (value.ctypes.data, 4096)
+    tier.close()
+
+
+@pytest.mark.parametrize("shift", [1, 4, 16, 64, 512])
+def test_store_takes_memory_of_any_alignment(tier: FileTier, shift: int) -> None:
+    raw = np.arange(8000 + shift, dtype=np.uint32).astype(np.uint8)[shift:]
+    value = raw.view(np.float32)
+    tier.store(3, 2, value)
+    assert_row(tier.load(3, 2), value)
+
+
+def test_file_system_without_direct_io_is_told_once_and_serves(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_direct_io(monkeypatch)
+    tier = FileTier(directory)
+    with caplog.at_level("INFO", logger="popxl"):
+        tier.open([SPEC])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The file system of {directory} has no direct I/O: rows go through the page cache."
+    ]
+    assert not tier.direct_io
+    tier.store(3, 1, ONES)
+    assert_row(tier.load(3, 1), ONES)
+    tier.close()
 
 
 # ---------------------------------------------------------------- transfers in part
 
 
-def test_load_goes_on_after_short_reads(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+# Direct I/O moves whole sectors, the page cache any number of bytes.
+SHORT = pytest.mark.parametrize(("is_direct", "most"), [(True, 1024), (False, 999)])
+
+
+def open_tier(directory: Path, monkeypatch: pytest.MonkeyPatch, *, is_direct: bool) -> FileTier:
+    if not is_direct:
+        refuse_direct_io(monkeypatch)
+    tier = FileTier(directory)
+    tier.open([SPEC])
+    return tier
+
+
+@SHORT
+def test_load_goes_on_after_short_reads(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, is_direct: bool, most: int
+) -> None:
+    tier = open_tier(directory, monkeypatch, is_direct=is_direct)
     value = np.arange(2000, dtype=np.float32)
     tier.store(3, 1, value)
     preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:999]], offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:most]], offset))
     assert_row(tier.load(3, 1), value)
+    tier.close()
 
 
-def test_store_goes_on_after_short_writes(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
+@SHORT
+def test_store_goes_on_after_short_writes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, is_direct: bool, most: int
+) -> None:
+    tier = open_tier(directory, monkeypatch, is_direct=is_direct)
     value = np.arange(2000, dtype=np.float32)
     pwritev = os.pwritev
-    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, offset: pwritev(fd, [buffers[0][:999]], offset))
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, offset: pwritev(fd, [buffers[0][:most]], offset))
     tier.store(3, 1, value)
     assert_row(tier.load(3, 1), value)
     assert_row(tier.load(3, 2), ZEROS)
+    tier.close()
 
 
 def test_write_that_makes_no_progress_is_an_error(tier: FileTier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwritev", lambda *_: 0)
-    with pytest.raises(StreamingMemoryError, match="wrote 0 of 8000 bytes"):
+    with pytest.raises(StreamingMemoryError, match="wrote 0 of 8192 bytes"):
         tier.store(3, 1, ONES)
 
 
@@ -191,6 +292,7 @@ def test_write_that_makes_no_progress_is_an_error(tier: FileTier, monkeypatch: p
 def test_failed_read_names_buffer_entry_file_and_errno(
     tier: FileTier, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tier.store(3, 1, ONES)
     monkeypatch.setattr(os, "preadv", fails(errno.EIO))
     with pytest.raises(StreamingMemoryError) as caught:
         tier.load(3, 1)
@@ -266,6 +368,80 @@ def test_store_that_was_interrupted_counts_as_failed(tier: FileTier, monkeypatch
             tier.store(3, 1, ONES)
     with pytest.raises(StreamingMemoryError, match="failed half-way"):
         tier.load(3, 1)
+
+
+# ---------------------------------------------------------------- bytes that changed on disk
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    """Change one bit behind the tier's back, past the page cache or not."""
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << bit]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize(("position", "bit"), [(0, 0), (4095, 7), (4096, 3), (7999, 5)])
+def test_flipped_bit_is_an_error_with_both_digests(tier: FileTier, directory: Path, position: int, bit: int) -> None:
+    tier.store(3, 1, ONES)
+    flip(slab(directory), SLOT + position, bit)
+    changed = bytearray(ONES.tobytes())
+    changed[position] ^= 1 << bit
+    with pytest.raises(StreamingMemoryError) as caught:
+        tier.load(3, 1)
+    message = str(caught.value)
+    assert message.startswith("Remote buffer 3, entry 1, stored after generation 0: ")
+    assert f"have the checksum {xxhash.xxh3_64_hexdigest(bytes(changed))}" in message
+    assert f"those stored had {xxhash.xxh3_64_hexdigest(ONES.tobytes())}" in message
+
+
+def test_bytes_that_fail_the_checksum_never_reach_the_caller(tier: FileTier, directory: Path) -> None:
+    tier.store(3, 1, ONES)
+    flip(slab(directory), SLOT + 5)
+    raw = np.frombuffer(mmap.mmap(-1, SLOT), np.uint8)
+    transfer = Transfer(SPEC, 1, raw)
+    tier.start_reads([transfer])
+    transfer.wait_quietly()
+    assert isinstance(transfer.error, StreamingMemoryError)
+    assert not raw.any()
+
+
+def test_flipped_bit_in_the_padding_harms_nobody(tier: FileTier, directory: Path) -> None:
+    tier.store(3, 1, ONES)
+    flip(slab(directory), SLOT + 8000)
+    assert_row(tier.load(3, 1), ONES)
+
+
+def test_row_that_was_stored_again_after_a_flipped_bit_reads_back(tier: FileTier, directory: Path) -> None:
+    tier.store(3, 1, ONES)
+    flip(slab(directory), SLOT)
+    tier.store(3, 1, 2 * ONES)
+    assert_row(tier.load(3, 1), 2 * ONES)
+
+
+def test_flipped_bit_in_a_large_row_is_found(directory: Path) -> None:
+    spec = BufferSpec(3, (9 << 20,), np.dtype(np.uint8), entries=1)
+    tier = FileTier(directory)
+    tier.open([spec])
+    tier.store(3, 0, sample(spec, seed=1))
+    flip(slab(directory), 5 << 20)
+    with pytest.raises(StreamingMemoryError, match="have the checksum"):
+        tier.load(3, 0)
+    tier.close()
+
+
+def test_tier_without_checksums_says_so_and_compares_nothing(directory: Path) -> None:
+    tier = FileTier(directory, checksums=False)
+    assert not tier.capabilities.checksums
+    assert FileTier.capabilities.checksums
+    tier.open([SPEC])
+    tier.store(3, 1, ONES)
+    flip(slab(directory), SLOT + 4095)
+    assert np.count_nonzero(np.asarray(tier.load(3, 1)) != ONES) == 1
+    tier.close()
 
 
 # ---------------------------------------------------------------- a slab that shrank

@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from popxl.errors import StreamingMemoryError
 
-from .tier import BufferSpec
+from .tier import PAGE_BYTES, BufferSpec
 
 JAX_ALIGNMENT_BYTES = 64
-PAGE_BYTES = 4096
 
 
 def aligned_bytes(spec: BufferSpec, *, zeros: bool = False) -> npt.NDArray[np.uint8]:

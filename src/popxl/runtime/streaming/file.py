@@ -1,33 +1,55 @@
-"""The file tier: rows in preallocated files, one per buffer, read and written at page-aligned slots."""
+"""The file tier: rows in files, one per buffer, moved past the page cache by a few threads, published by commits."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
+import functools
+import logging
 import os
+import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
+import numpy.typing as npt
 
 from popxl.errors import PopxlValueError, StreamingMemoryError
 
 from .alloc import aligned_bytes, frozen_entry
-from .directory import Slab, io_error, prepare
-from .layout import slot_offset
-from .tier import BufferSpec, Capabilities, ImmutableArray, Tier
+from .directory import UndecidedCommitError, check_size, io_error, prepare, publish, put_back, sync
+from .disk import DiskQueue
+from .disk_settings import cached
+from .layout import Generation, encode_generation, slot_offset
+from .pieces import Request, Slab, SlabTruncatedError, Staging
+from .slots import SlotTable
+from .tier import PAGE_BYTES, BufferSpec, Capabilities, ImmutableArray, Tier
+from .transfer import Transfer
+
+_LOGGER = logging.getLogger("popxl")
+# Clearing more than this takes longer than waking a thread that does it.
+_CLEAR_BYTES = 256 << 10
 
 
 @final
 class FileTier(Tier):
     """Rows in files of a directory that this tier owns while it is open. POSIX systems only.
 
-    A load reads into fresh memory, aligned so that JAX uses it in place; a store writes the array's memory as it is.
-    ``close`` leaves the files; a later ``open`` with the same buffers takes them over and zeroes every row.
+    A load reads into fresh memory, aligned so that JAX uses it in place; a store writes the array's memory as it is
+    where the file system takes it. ``close`` leaves the files; a later ``open`` with the same buffers takes them over
+    with every row zeros, or with those of the last commit.
+
+    Threads: one calls `start_reads` and another may call `start_writes`; everything else has the tier to itself. The
+    tier's own threads see requests, slabs and slot tables, never the tier.
 
     Args:
         directory: Missing or empty, or left by the same program. ``~`` is expanded.
+        reopen: Go on with the rows of the last commit, if there is one. Otherwise every row is zeros; what was
+            committed stays on disk until this session commits.
+        checksums: Compare the digest of each row that is read with the one taken when it was written. Rows of
+            variables get digests in any case, since the record of a commit needs them.
 
     Raises:
         PopxlValueError: ``directory`` is empty text, has a NUL in it, or starts with a ``~`` nobody knows.
@@ -43,9 +65,11 @@ class FileTier(Tier):
         (array([1., 1.], dtype=float32), array([0., 0.], dtype=float32))
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        persistent=True, asynchronous=True, commits=True, checksums=True
+    )
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, reopen: bool = False, checksums: bool = True) -> None:
         super().__init__()
         name = os.fspath(directory)
         if not name or "\0" in name:
@@ -55,95 +79,303 @@ class FileTier(Tier):
             self.directory = Path(name).expanduser().absolute()
         except RuntimeError as error:
             raise PopxlValueError(f"No home directory is known for {name!r}.", hint="write out the path.") from error
-        self._slabs: dict[int, Slab] = {}
-        # Entries whose last store failed half-way: neither the old nor the new value, so never handed out.
-        self._torn: set[tuple[int, int]] = set()
+        if not checksums:
+            object.__setattr__(self, "capabilities", dataclasses.replace(FileTier.capabilities, checksums=False))
+        self._reopen = reopen
+        self._checksums = checksums
+        self._buffers: dict[int, _Buffer] = {}
+        self._queue: DiskQueue | None = None
+        self._generation = 0
+        # Also of commits that this session does not go on from: numbers of a directory never come twice.
+        self._published = 0
+        self._undecided: UndecidedCommitError | None = None
         self._release = weakref.finalize(self, _nothing)
+
+    @property
+    def direct_io(self) -> bool:
+        """Whether rows move past the page cache; False while the tier is not open, or has no buffers."""
+        return any(buffer.slab.alignment_bytes > 1 for buffer in self._buffers.values())
+
+    # Opening and closing
 
     def _attach(self, buffers: tuple[BufferSpec, ...]) -> None:
         with contextlib.ExitStack() as resources:
-            self._slabs = prepare(self.directory, buffers, resources)
+            contents = prepare(self.directory, buffers, resources, reopen=self._reopen)
+            tables = contents.generation.tables if contents.generation is not None else {}
+            self._buffers = {
+                spec.buffer_id: _Buffer(
+                    spec,
+                    contents.slabs[spec.buffer_id],
+                    SlotTable(spec, tables.get(spec.buffer_id), reopen=self._reopen),
+                    is_verified=self._checksums,
+                )
+                for spec in buffers
+            }
+            self._published = contents.generation.number if contents.generation is not None else 0
+            self._generation = self._published if self._reopen else 0
+            self._queue = DiskQueue(cached(self.directory))
+            # The threads end before their files are closed.
+            resources.callback(self._queue.close)
             # Also frees the lock of a session that was dropped without being closed, or at exit.
-            self._release = weakref.finalize(self, resources.pop_all().close)
-
-    def _read(self, spec: BufferSpec, entry: int) -> ImmutableArray:
-        slab = self._slabs[spec.buffer_id]
-        if (spec.buffer_id, entry) in self._torn:
-            raise StreamingMemoryError(
-                f"Remote buffer {spec.buffer_id}, entry {entry}: the last store to it failed half-way, so it has no "
-                f"value (slab {slab.path}).",
-                hint="store it again once the cause of that error is gone.",
-            )
-        raw = aligned_bytes(spec)
-        offset = slot_offset(spec, entry)
-        try:
-            found_bytes = _read_fully(slab.fd, raw.data, offset)
-        except OSError as error:
-            raise io_error(
-                f"Remote buffer {spec.buffer_id}, entry {entry} cannot be read from {slab.path}", error
-            ) from error
-        if found_bytes != spec.entry_bytes:
-            raise StreamingMemoryError(
-                f"Remote buffer {spec.buffer_id}, entry {entry}: the slab {slab.path} was truncated. Expected "
-                f"{spec.entry_bytes} bytes at offset {offset}, found {found_bytes}.",
-                hint="something else changed the file while it was in use; its rows are lost.",
-            )
-        return frozen_entry(raw, spec)
-
-    def _write(self, spec: BufferSpec, entry: int, value: ImmutableArray) -> None:
-        slab = self._slabs[spec.buffer_id]
-        raw = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8)
-        try:
-            size_bytes = os.fstat(slab.fd).st_size
-            if size_bytes >= slab.size_bytes:
-                self._torn.add((spec.buffer_id, entry))
-                _write_fully(slab.fd, raw.data, slot_offset(spec, entry))
-        except OSError as error:
-            raise io_error(
-                f"Remote buffer {spec.buffer_id}, entry {entry} cannot be written to {slab.path}", error
-            ) from error
-        if size_bytes < slab.size_bytes:
-            # Writing would extend the file again and hide that rows are lost.
-            raise StreamingMemoryError(
-                f"Remote buffer {spec.buffer_id}, entry {entry}: the slab {slab.path} was truncated. Expected a file "
-                f"of {slab.size_bytes} bytes, found {size_bytes}.",
-                hint="something else changed the file while it was in use; its rows are lost.",
-            )
-        self._torn.discard((spec.buffer_id, entry))
+            self._release = weakref.finalize(self, _let_go, resources.pop_all(), self._queue)
+        if buffers and not self.direct_io:
+            _LOGGER.info("The file system of %s has no direct I/O: rows go through the page cache.", self.directory)
 
     def _detach(self) -> None:
-        self._slabs = {}
-        self._torn.clear()
+        self._buffers = {}
+        self._queue = None
+        self._undecided = None
+        self._generation = 0
         try:
             self._release()
         except OSError as error:
             raise io_error(f"The Streaming Memory directory {self.directory} was not closed cleanly", error) from error
 
+    # Transfers
+
+    def start_reads(self, transfers: Sequence[Transfer]) -> None:
+        """See `Tier.start_reads`."""
+        disk, requests = self._open_queue(), list[Request]()
+        for transfer in transfers:
+            buffer = self._buffers[transfer.spec.buffer_id]
+            table, entry = buffer.table, transfer.entry
+            slot = table.slot(entry)
+            if entry in table.torn:
+                transfer.finish(buffer.torn_error(entry))
+            elif slot and transfer.spec.entry_bytes:
+                requests.append(buffer.read_request(transfer, slot, self._generation))
+            elif transfer.raw.nbytes > _CLEAR_BYTES:
+                disk.run(functools.partial(_clear, transfer))
+            else:
+                transfer.raw.fill(0)
+                transfer.finish()
+        disk.start(requests)
+
+    def start_writes(self, transfers: Sequence[Transfer]) -> None:
+        """See `Tier.start_writes`."""
+        disk, requests = self._open_queue(), list[Request]()
+        for transfer in transfers:
+            buffer = self._buffers[transfer.spec.buffer_id]
+            if self._undecided is not None and transfer.spec.is_persistent:
+                transfer.finish(buffer.undecided_error(transfer.entry, self._undecided))
+            else:
+                request = buffer.write_request(transfer)
+                if request.nbytes:
+                    requests.append(request)
+                else:
+                    request.digest_piece(0)
+                    request.complete_piece(0, None)
+        disk.start(requests)
+
+    def _read(self, spec: BufferSpec, entry: int) -> ImmutableArray:
+        # Whole pages are read, and an entry smaller than one does not keep the rest of it.
+        memory = _page_aligned(spec) if spec.entry_bytes % PAGE_BYTES else aligned_bytes(spec)
+        transfer = Transfer(spec, entry, memory)
+        self.start_reads([transfer])
+        transfer.wait()
+        raw = memory[: spec.entry_bytes]
+        if spec.entry_bytes < PAGE_BYTES:
+            raw = aligned_bytes(spec)
+            raw[...] = memory[: spec.entry_bytes]
+        return frozen_entry(raw, spec)
+
+    def _write(self, spec: BufferSpec, entry: int, value: ImmutableArray) -> None:
+        raw = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8)
+        transfer = Transfer(spec, entry, raw)
+        self.start_writes([transfer])
+        try:
+            transfer.wait_quietly()
+        except BaseException:  # an interrupt: the memory is the caller's again only once it has been written
+            transfer.wait_quietly()
+            raise
+        transfer.wait()
+
+    def _open_queue(self) -> DiskQueue:
+        if self._queue is None:
+            raise StreamingMemoryError(
+                f"{self!r} is not open.", hint="load and store inside the `with session:` block."
+            )
+        return self._queue
+
+    # Commits
+
+    @property
+    def generation(self) -> int:
+        """See `Tier.generation`."""
+        return self._generation
+
+    def holds(self, buffer_id: int, entry: int) -> bool:
+        """See `Tier.holds`."""
+        spec, index = self._locate(buffer_id, entry)
+        return spec.is_persistent and self._buffers[buffer_id].table.holds(index)
+
+    def commit(self) -> int:
+        """See `Tier.commit`."""
+        self._open_queue()
+        persistent = self._persistent()
+        for buffer in persistent:
+            if buffer.table.torn:
+                raise StreamingMemoryError(
+                    f"Nothing was committed to {self.directory}: remote buffer {buffer.spec.buffer_id}, entry "
+                    f"{min(buffer.table.torn)} has no value, since the last store to it failed.",
+                    hint="store it again once the cause of that error is gone, or roll back.",
+                )
+        for buffer in persistent:
+            buffer.sync()
+        tables = {buffer.spec.buffer_id: buffer.table.snapshot() for buffer in persistent}
+        self._publish(Generation(self._published + 1, tables))
+        for buffer in persistent:
+            buffer.table.rebase(tables[buffer.spec.buffer_id])
+        self._generation = self._published
+        return self._generation
+
+    def roll_back(self) -> None:
+        """See `Tier.roll_back`."""
+        self._open_queue()
+        if self._undecided is not None:
+            put_back(self.directory, self._undecided.before)
+            self._undecided = None
+        for buffer in self._persistent():
+            buffer.table.roll_back()
+
+    def _persistent(self) -> list[_Buffer]:
+        return [buffer for buffer in self._buffers.values() if buffer.spec.is_persistent]
+
+    def _publish(self, generation: Generation) -> None:
+        try:
+            publish(self.directory, encode_generation(generation))
+        except UndecidedCommitError as error:
+            self._undecided = self._undecided or error  # the first knows the record that the rows go back to
+            raise
+        self._undecided = None
+        self._published = generation.number
+
     def __repr__(self) -> str:
         return f"FileTier({str(self.directory)!r})"
 
 
+@final
+class _Buffer:
+    """One open buffer: its slab and where its rows lie. What the tier's threads report to."""
+
+    __slots__ = ("_is_hashed", "_is_verified", "slab", "spec", "table")
+
+    def __init__(self, spec: BufferSpec, slab: Slab, table: SlotTable, *, is_verified: bool) -> None:
+        self.spec = spec
+        self.slab = slab
+        self.table = table
+        self._is_verified = is_verified
+        self._is_hashed = is_verified or spec.is_persistent
+
+    def read_request(self, transfer: Transfer, slot: int, generation: int) -> Request:
+        return Request(
+            self.slab,
+            slot_offset(self.spec, transfer.entry, slot),
+            transfer.raw,
+            self.spec.entry_bytes,
+            is_write=False,
+            is_hashed=self._is_verified,
+            on_done=functools.partial(self._read_done, transfer, generation),
+        )
+
+    def write_request(self, transfer: Transfer) -> Request:
+        slot = self.table.next_slot(transfer.entry)
+        return Request(
+            self.slab,
+            slot_offset(self.spec, transfer.entry, slot),
+            transfer.raw,
+            self.spec.entry_bytes,
+            is_write=True,
+            is_hashed=self._is_hashed,
+            on_done=functools.partial(self._write_done, transfer, slot),
+        )
+
+    def _read_done(self, transfer: Transfer, generation: int, error: BaseException | None, digest: int | None) -> None:
+        entry = transfer.entry
+        if error is not None:
+            error = self._explained(entry, error, "read from")
+        elif digest is not None and digest != self.table.digest(entry):
+            transfer.raw.fill(0)
+            since = "committed in" if self.table.is_committed(entry) else "stored after"
+            error = StreamingMemoryError(
+                f"Remote buffer {self.spec.buffer_id}, entry {entry}, {since} generation {generation}: its bytes in "
+                f"{self.slab.path} have the checksum {digest:016x}; those stored had {self.table.digest(entry):016x}.",
+                hint="the disk, or something that wrote to the file, changed them; this row is lost.",
+            )
+        transfer.finish(error)
+
+    def _write_done(self, transfer: Transfer, slot: int, error: BaseException | None, digest: int | None) -> None:
+        entry = transfer.entry
+        if error is None:
+            self.table.set(entry, slot, digest or 0)
+        else:
+            if not isinstance(error, SlabTruncatedError):  # that one is noticed before a byte is written
+                self.table.torn.add(entry)
+            error = self._explained(entry, error, "written to")
+        transfer.finish(error)
+
+    def _explained(self, entry: int, error: BaseException, action: str) -> BaseException:
+        fact = f"Remote buffer {self.spec.buffer_id}, entry {entry}"
+        if isinstance(error, OSError):
+            explained = io_error(f"{fact} cannot be {action} {self.slab.path}", error)
+        elif isinstance(error, SlabTruncatedError):
+            explained = StreamingMemoryError(
+                f"{fact}: the slab {self.slab.path} was truncated. {error}",
+                hint="something else changed the file while it was in use; its rows are lost.",
+            )
+        else:
+            return error
+        explained.__cause__ = error
+        return explained
+
+    def torn_error(self, entry: int) -> StreamingMemoryError:
+        return StreamingMemoryError(
+            f"Remote buffer {self.spec.buffer_id}, entry {entry}: the last store to it failed half-way, so it has no "
+            f"value (slab {self.slab.path}).",
+            hint="store it again once the cause of that error is gone.",
+        )
+
+    def undecided_error(self, entry: int, cause: UndecidedCommitError) -> StreamingMemoryError:
+        error = StreamingMemoryError(
+            f"Remote buffer {self.spec.buffer_id}, entry {entry} cannot be stored: nobody knows whether the last "
+            "commit is on disk, and a store could overwrite what it, or the one before, has.",
+            hint="commit again, or roll back, once the cause of that error is gone.",
+        )
+        error.__cause__ = cause
+        return error
+
+    def sync(self) -> None:
+        """Wait until what was written is on disk."""
+        check_size(self.slab)  # a commit must not name rows that are lost
+        if not self.table.is_dirty:
+            return
+        try:
+            sync(self.slab)
+        except StreamingMemoryError:
+            # The system forgets what it failed to write, so that syncing again would succeed without it.
+            self.table.tear()
+            raise
+        self.table.is_dirty = False
+
+
+def _page_aligned(spec: BufferSpec) -> npt.NDArray[np.uint8]:
+    """Memory for the whole pages of an entry."""
+    return aligned_bytes(BufferSpec(spec.buffer_id, (spec.padded_bytes,), np.dtype(np.uint8), entries=1))
+
+
+def _clear(transfer: Transfer, staging: Staging) -> None:
+    del staging
+    transfer.raw.fill(0)
+    transfer.finish()
+
+
+def _let_go(resources: contextlib.ExitStack, disk: DiskQueue) -> None:
+    if disk.is_own_thread():
+        # The garbage collector ran there; a thread cannot wait for itself.
+        threading.Thread(target=resources.close, name="popxl-file-tier-close").start()
+    else:
+        resources.close()
+
+
 def _nothing() -> None:
     pass
-
-
-# Python itself retries both calls when a signal interrupts them (PEP 475); what is left to us is doing part of the
-# work, which Linux does from 2 GiB on, and network file systems when they please.
-def _read_fully(fd: int, target: memoryview, offset: int) -> int:
-    """Fill ``target`` from ``offset``; returns the bytes read, fewer only where the file ends."""
-    done = 0
-    while done < len(target):
-        count = os.preadv(fd, [target[done:]], offset + done)
-        if count == 0:
-            break
-        done += count
-    return done
-
-
-def _write_fully(fd: int, source: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(source):
-        count = os.pwritev(fd, [source[done:]], offset + done)
-        if count == 0:
-            raise OSError(errno.EIO, f"wrote {done} of {len(source)} bytes and no more")
-        done += count

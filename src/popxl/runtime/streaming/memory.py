@@ -6,6 +6,7 @@ import os
 from typing import final
 
 from popxl.errors import PopxlTypeError, PopxlValueError
+from popxl.units import parse_bytes
 
 from .file import FileTier
 from .ram import RamTier
@@ -24,10 +25,19 @@ class StreamingMemory:
     Args:
         spec: ``"ram"`` or ``"file:DIR"``.
         tier: A tier of your own, instead of ``spec``.
+        reopen: For ``"file:DIR"``: go on with what the last commit left there. Where there is none, start anew;
+            `popxl.Session.generation` tells. Without it a session starts anew, and what was committed stays until its
+            own first commit.
+        checksums: For ``"file:DIR"``: whether each row that is read is compared with what was written.
+        host_memory: For ``"file:DIR"``: how much host memory the session may use for rows, such as ``"8GiB"``: those on
+            their way, and, with what is left, those that it will use again. Rows that the program itself holds do not
+            count, nor does a row that was stored and is still being written. If not given, four of the largest rows,
+            and at least 64 MiB.
 
     Raises:
-        PopxlValueError: ``spec`` names no tier.
-        PopxlTypeError: Not exactly one of ``spec`` and ``tier``, or of the wrong type.
+        PopxlValueError: ``spec`` names no tier, or ``host_memory`` is no size.
+        PopxlTypeError: Not exactly one of ``spec`` and ``tier``, or of the wrong type, or an option that the tier has
+            not.
 
     Example:
         >>> StreamingMemory("ram")
@@ -36,15 +46,31 @@ class StreamingMemory:
         StreamingMemory(FileTier('/scratch/rows'))
     """
 
-    __slots__ = ("_tier",)
+    __slots__ = ("_host_bytes", "_tier")
 
-    def __init__(self, spec: str | None = None, *, tier: Tier | None = None) -> None:
+    def __init__(
+        self,
+        spec: str | None = None,
+        *,
+        tier: Tier | None = None,
+        reopen: bool = False,
+        checksums: bool = True,
+        host_memory: str | int | None = None,
+    ) -> None:
         if (spec is None) == (tier is None):
             raise PopxlTypeError(
                 "StreamingMemory takes a spec or a tier: exactly one of the two.",
                 hint='write StreamingMemory("ram"), StreamingMemory("file:DIR") or StreamingMemory(tier=my_tier).',
             )
-        self._tier = _tier_named(spec) if spec is not None else _checked(tier)
+        self._tier = _tier_named(spec, reopen, checksums) if spec is not None else _checked(tier)
+        self._host_bytes = parse_bytes(host_memory)
+        unused = {"reopen": reopen, "checksums": not checksums, "host_memory": host_memory is not None}
+        given = [name for name, is_given in unused.items() if is_given]
+        if given and not isinstance(self._tier, FileTier):
+            raise PopxlTypeError(
+                f"{self._tier!r} has no option {given[0]!r}.",
+                hint='only "file:DIR" has reopen, checksums, host_memory.',
+            )
 
     @classmethod
     def from_spec(cls, spec: str | StreamingMemory | None) -> StreamingMemory:
@@ -82,6 +108,11 @@ class StreamingMemory:
         return self._tier
 
     @property
+    def host_bytes(self) -> int | None:
+        """How much host memory rows may take; None for the usual."""
+        return self._host_bytes
+
+    @property
     def counters(self) -> TierCounters:
         """What the tier has moved since it was made: loads, stores and bytes."""
         return self._tier.counters
@@ -90,7 +121,7 @@ class StreamingMemory:
         return f"StreamingMemory({self._tier!r})"
 
 
-def _tier_named(spec: object) -> Tier:
+def _tier_named(spec: object, reopen: bool, checksums: bool) -> Tier:
     if not isinstance(spec, str):
         raise PopxlTypeError(
             f"A Streaming Memory spec is text; got {type(spec).__name__}.",
@@ -100,7 +131,7 @@ def _tier_named(spec: object) -> Tier:
     if spec == "ram":
         return RamTier()
     if kind == "file" and colon and rest:
-        return FileTier(rest)
+        return FileTier(rest, reopen=reopen, checksums=checksums)
     raise PopxlValueError(
         f"Unknown Streaming Memory {spec!r}.",
         hint=f"accepted are {_ACCEPTED}; for a tier of your own write StreamingMemory(tier=my_tier).",

@@ -11,11 +11,16 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
 
 import numpy as np
 
 from popxl.errors import PopxlKeyError, PopxlTypeError, PopxlValueError, RemoteOffsetError, StreamingMemoryError
+
+if TYPE_CHECKING:
+    from .transfer import Transfer
+
+PAGE_BYTES = 4096
 
 # Fixed-size numbers only: no objects, no strings, nothing that would need pickle. fp8 travels as uint8.
 STORAGE_DTYPES = frozenset(
@@ -51,6 +56,8 @@ class BufferSpec:
         shape: The shape of one entry. ``()`` and zero-length axes are fine.
         dtype: The dtype as the device stores it (``uint8`` for the float8 types), in native byte order.
         entries: How many entries the buffer has; not negative.
+        names: Of the variables that live in it, ``(entry, name)`` each. A buffer with names is *persistent*: its rows
+            are what a commit publishes. One without is scratch.
 
     Raises:
         TypeError: A number that is not an integer.
@@ -65,6 +72,7 @@ class BufferSpec:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     entries: int
+    names: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype)
@@ -88,6 +96,16 @@ class BufferSpec:
         """Bytes of one entry, without padding."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes of one entry, padded to whole pages."""
+        return -(-self.entry_bytes // PAGE_BYTES) * PAGE_BYTES
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether a commit publishes its rows."""
+        return bool(self.names)
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -96,8 +114,9 @@ class Capabilities:
     Args:
         zero_copy_load: ``load`` hands out memory that the tier already holds, so it costs no bandwidth.
         persistent: A later ``open`` with the same buffers can go on with the rows of an earlier one.
-        asynchronous: Loads can be started early and stores finished late.
-        commits: Stores can be published all at once, whole or not at all.
+        asynchronous: Loads can be started early and stores finished late, by `Tier.start_reads` and
+            `Tier.start_writes`.
+        commits: Stores to persistent buffers can be published all at once, whole or not at all, by `Tier.commit`.
         checksums: A changed byte is noticed at load.
     """
 
@@ -235,6 +254,55 @@ class Tier(ABC):
         self._write(spec, index, value)
         self.counters.stores += 1
         self.counters.bytes_stored += spec.entry_bytes
+
+    # What an asynchronous tier does besides
+
+    def start_reads(self, transfers: Sequence[Transfer]) -> None:
+        """Start to read entries into ``transfer.raw``; finish each transfer from any thread, in any order.
+
+        A tier with ``capabilities.asynchronous`` implements it. No write to an entry is under way while it is read.
+        Neighbouring entries in one call may share a request.
+
+        Args:
+            transfers: Reads of entries that exist.
+        """
+        raise NotImplementedError(f"{self!r} is not asynchronous")
+
+    def start_writes(self, transfers: Sequence[Transfer]) -> None:
+        """Start to write entries from ``transfer.raw``, like `start_reads`.
+
+        No other transfer of the same entry is under way.
+        """
+        raise NotImplementedError(f"{self!r} is not asynchronous")
+
+    # What a tier that commits does besides
+
+    @property
+    def generation(self) -> int:
+        """Number of the last commit that the rows go back to; 0 before the first."""
+        return 0
+
+    def holds(self, buffer_id: int, entry: int) -> bool:
+        """Whether the last commit, if the tier continues from one, has a value for an entry."""
+        del buffer_id, entry
+        return False
+
+    def commit(self) -> int:
+        """Publish the rows of all persistent buffers as they are now: after a crash they are there, all or none.
+
+        A tier with ``capabilities.commits`` implements it. Nothing is under way.
+
+        Returns:
+            The new `generation`.
+
+        Raises:
+            StreamingMemoryError: It could not be published; the last commit stands.
+        """
+        raise NotImplementedError(f"{self!r} has no commits")
+
+    def roll_back(self) -> None:
+        """Make the rows of all persistent buffers what they were at the last commit. Nothing is under way."""
+        raise NotImplementedError(f"{self!r} has no commits")
 
     def close(self) -> None:
         """Detach. Calling it again does nothing; arrays that ``load`` returned stay valid.

@@ -1,0 +1,140 @@
+"""``popxl``: the words of the command line. What a command does is imported when it runs, so ``--help`` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from popxl.errors import PopxlError
+
+WRONG_USE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong with the words."""
+        self.exit(WRONG_USE, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+
+def printable(text: str) -> str:
+    r"""Text for one line of a terminal: what a terminal would obey or could not show stands as an escape.
+
+    Example:
+        >>> print(printable("größe" + chr(10) + chr(27)))
+        größe\n\x1b
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The words that the command understands; ``command`` of the result is the function to call with it."""
+    parser = _Parser(prog="popxl", description="Tools for OpenPopXL programs.", allow_abbrev=False)
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_buffers(groups.add_parser("buffers", help="look at, check, export and import Streaming Memory directories"))
+    return parser
+
+
+def _add_buffers(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Work with what the last commit of a Streaming Memory directory published."
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    ls = commands.add_parser("ls", help="list the buffers", description="List the buffers of a directory.")
+    _add_directory(ls)
+    ls.set_defaults(command=_list)
+
+    verify = commands.add_parser(
+        "verify",
+        help="read everything and compare checksums",
+        description="Read every entry and compare it with its checksum. Exit status 1 if anything is damaged.",
+    )
+    _add_directory(verify)
+    verify.set_defaults(command=_verify)
+
+    export = commands.add_parser(
+        "export",
+        help="write the variables to a safetensors file",
+        description="Write the variables of a directory to a safetensors file, entry by entry.",
+    )
+    _add_directory(export)
+    export.add_argument("file", metavar="FILE.safetensors", help="the file to write")
+    export.add_argument("--force", action="store_true", help="replace the file if it exists")
+    export.set_defaults(command=_export)
+
+    load = commands.add_parser(
+        "import",
+        help="read the variables from a safetensors file",
+        description="Read the variables from a safetensors file and commit them, all or none. "
+        "The directory must be of a program with the same variables, and no session may have it open.",
+    )
+    load.add_argument("file", metavar="FILE.safetensors", help="the file to read")
+    _add_directory(load)
+    load.set_defaults(command=_import)
+
+
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help='the DIR of streaming_memory="file:DIR"')
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from . import buffers
+
+    return buffers.list_buffers(arguments.directory)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from . import buffers
+
+    return buffers.verify(arguments.directory)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from . import buffers
+
+    return buffers.export(arguments.directory, arguments.file, force=arguments.force)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from . import buffers
+
+    return buffers.import_(arguments.file, arguments.directory)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The words after ``popxl``; those of the process if left out.
+
+    Returns:
+        The exit status: 0, 1 if something failed, 130 if it was interrupted. Wrong words exit with 2.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no failure
+    arguments = build_parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        status = command(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. The interpreter flushes stdout once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except (PopxlError, OSError, MemoryError) as error:
+        sys.stderr.write(f"popxl: {printable(_one_line(error))}\n")
+        return FAILURE
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, PopxlError):
+        return f"{error.fact} Hint: {error.hint}" if error.hint else error.fact
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

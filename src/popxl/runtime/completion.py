@@ -1,0 +1,73 @@
+"""Which computations have finished. Dispatch is asynchronous; memory that one reads is free only when it has run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, final
+
+
+@final
+class Completion:
+    """Numbers the computations of a device in order of dispatch, by the *token* that each returns.
+
+    A token is a small output that nothing else uses: it is ready when the computation has finished.
+
+    Args:
+        slack_bytes: How much memory computations that have not finished may take in outputs and temporaries,
+            beyond one at a time; None for no limit.
+        let_go: Makes the device's library drop its references to the arguments of what has finished. JAX does so
+            when it is next called, and a thread that only waits does not call it.
+    """
+
+    def __init__(self, slack_bytes: int | None = None, let_go: Callable[[], object] = lambda: None) -> None:
+        self.slack_bytes = slack_bytes
+        self._let_go = let_go
+        #: Number of computations dispatched so far.
+        self.dispatched = 0
+        #: Number of the last one of which all before it and itself have finished.
+        self.finished = 0
+        self._tokens: deque[tuple[Any, int]] = deque()
+        self._unfinished_bytes = 0
+
+    def admit(self, new_bytes: int) -> None:
+        """Wait until there is room for a computation that takes `new_bytes`, or no other is under way."""
+        if self.slack_bytes is None:
+            return
+        while self._tokens and self._unfinished_bytes + new_bytes > self.slack_bytes:
+            self.wait_for_oldest()
+
+    def add(self, token: Any, new_bytes: int) -> None:
+        """Note a computation that has just been dispatched."""
+        self.dispatched += 1
+        self._tokens.append((token, new_bytes))
+        self._unfinished_bytes += new_bytes
+        if len(self._tokens) >= 64:  # tokens are memory too
+            self.poll()
+
+    def poll(self) -> None:
+        """Find out what has finished, without waiting."""
+        while self._tokens and self._tokens[0][0].is_ready():
+            self._pop()
+
+    def wait_for_oldest(self) -> bool:
+        """Wait for the oldest computation that is under way; return whether there was one."""
+        self.poll()
+        if not self._tokens:
+            return False
+        try:
+            self._tokens[0][0].block_until_ready()
+        finally:  # one that failed has finished too; whoever reads its results hears of it
+            self._pop()
+        self._let_go()
+        return True
+
+    def wait(self) -> None:
+        """Wait until all have finished."""
+        while self.wait_for_oldest():
+            pass
+
+    def _pop(self) -> None:
+        _, nbytes = self._tokens.popleft()
+        self._unfinished_bytes -= nbytes
+        self.finished += 1

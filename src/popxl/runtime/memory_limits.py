@@ -1,0 +1,61 @@
+"""How much memory a session's transfers and unfinished computations may take, from the user's budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from popxl.errors import OutOfMemoryError
+from popxl.runtime.streaming.tier import BufferSpec
+from popxl.units import format_bytes
+
+_SMALLEST_POOL_BYTES = 64 << 20
+_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """Limits in bytes.
+
+    Attributes:
+        pool_bytes: Blocks that rows are read into, besides those that the program holds.
+        cache_bytes: Rows that are kept although the program is done with them.
+        write_bytes: Values that wait to be written.
+        slack_bytes: What computations under way may take beyond the plan's peak; None for no limit.
+    """
+
+    pool_bytes: int
+    cache_bytes: int
+    write_bytes: int
+    slack_bytes: int | None
+
+    @classmethod
+    def choose(
+        cls, buffers: Iterable[BufferSpec], peak_bytes: int, device_bytes: int | None, host_bytes: int | None
+    ) -> MemoryLimits:
+        """Divide what there is.
+
+        Args:
+            buffers: The program's remote buffers.
+            peak_bytes: Device memory of the plan at its peak.
+            device_bytes: The user's limit for the device, at least the peak; None for none.
+            host_bytes: The user's limit for host memory of Streaming Memory; None for none.
+
+        Raises:
+            OutOfMemoryError: No row fits.
+        """
+        largest = max((spec.padded_bytes for spec in buffers), default=0)
+        if host_bytes is not None and host_bytes < largest:
+            raise OutOfMemoryError(
+                f"Streaming Memory may take {format_bytes(host_bytes)} of host memory, and the largest row of a remote "
+                f"buffer has {format_bytes(largest)}.",
+                hint=f"allow at least {format_bytes(2 * largest)}: one row is read while another is used",
+            )
+        usual = max(_SMALLEST_POOL_BYTES, _ROWS * largest)
+        slack = max(peak_bytes, _SMALLEST_POOL_BYTES) if device_bytes is None else device_bytes - peak_bytes
+        # Values that wait to be written are memory of the device which the plan has let go of.
+        write_bytes = usual if device_bytes is None else min(usual, slack // 2)
+        slack_bytes = slack if device_bytes is None else slack - write_bytes
+        pool_bytes = usual if host_bytes is None else min(usual, host_bytes)
+        cache_bytes = 0 if host_bytes is None else host_bytes - pool_bytes
+        return cls(pool_bytes, cache_bytes, write_bytes, slack_bytes)

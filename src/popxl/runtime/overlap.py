@@ -1,0 +1,301 @@
+"""Reading ahead and write-behind: what is transferred when, with the values of program order.
+
+The thread of the run calls `load` and `store` in program order; it decides everything, and the tier's threads only
+move bytes. See ``docs/explanation/streaming-engine.md``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from popxl.op import Op
+from popxl.plan.lookahead import Coming, ComingBranch, ComingLoad, ComingStore, Walk
+from popxl.runtime.streaming.blocks import Block, BlockPool
+from popxl.runtime.streaming.tier import BufferSpec, Tier
+from popxl.runtime.streaming.transfer import Transfer
+from popxl.runtime.transfers import Transfers
+from popxl.runtime.write_behind import Row, WriteBehind
+
+Array = Any
+#: Reads ahead are started together up to this many bytes, so that small neighbours share a request.
+BATCH_BYTES = 4 << 20
+#: How many transfers the walk may be ahead of the run; rows of no size need a limit too.
+MAX_AHEAD = 4096
+
+
+@dataclass(slots=True, eq=False)
+class _Ahead:
+    """A transfer that the walk has seen and the run has not come to.
+
+    Attributes:
+        coming: What it is.
+        number: Its place in the run.
+        followers: For a store: rows whose loads come later and wait for it.
+    """
+
+    coming: Coming
+    number: int
+    followers: list[Row] = field(default_factory=list[Row])
+
+
+@dataclass(slots=True, eq=False)
+class _Fetched:
+    """The value of a row for `uses` coming loads: on its way into a block, or known."""
+
+    uses: int
+    value: Array = None
+    transfer: Transfer | None = None
+    block: Block | None = None
+
+
+@final
+class OverlappedTransfers(Transfers):
+    """For asynchronous tiers: reads ahead, write-behind, forwarding, back-pressure in bytes.
+
+    Args:
+        tier: The tier, open.
+        specs: Its buffers.
+        pool: Memory to read into. What it may hold bounds the reading ahead.
+        write_bytes: How much may be unwritten before a store waits.
+        cache_bytes: How much may be kept of rows that the program is done with. The first rows stay: programs go
+            round, and of a round that does not fit, the rows used longest ago are the next to be used.
+    """
+
+    def __init__(
+        self, tier: Tier, specs: Iterable[BufferSpec], pool: BlockPool, write_bytes: int, cache_bytes: int = 0
+    ) -> None:
+        self._tier = tier
+        self._specs = {spec.buffer_id: spec for spec in specs}
+        self._pool = pool
+        self._writes = WriteBehind(tier, write_bytes)
+        self._batch_bytes = min(BATCH_BYTES, pool.limit_bytes // 4)
+        self._walk: Walk | None = None
+        self._at_branch = False
+        self._ahead: deque[_Ahead] = deque()
+        self._seen = 0
+        #: A load that the walk has yielded and for which there was no block yet.
+        self._next: Coming | None = None
+        self._fetched: dict[Row, _Fetched] = {}
+        #: The last coming store of each row; of a buffer, with entry None, where the row is not known yet.
+        self._stores: dict[tuple[int, int | None], _Ahead] = {}
+        self._to_start: list[Transfer] = []
+        self._to_start_bytes = 0
+        self._cache: dict[Row, Array] = {}
+        self._cache_room = cache_bytes
+
+    # The run
+
+    def begin(self, walk: Walk) -> None:
+        """See `Transfers.begin`."""
+        self._writes.collect()
+        self._walk = walk
+        self._read_ahead()
+        self._start()
+
+    def load(self, buffer_id: int, entry: int) -> Array:
+        """See `Transfers.load`."""
+        row = (buffer_id, entry)
+        self._pass_by(ComingLoad, row)
+        fetched = self._fetched.get(row)
+        value = self._load_now(row) if fetched is None else self._take(row, fetched)
+        self._read_ahead()
+        return value
+
+    def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
+        """See `Transfers.store`."""
+        row = (buffer_id, entry)
+        ahead = self._pass_by(ComingStore, row)
+        self._writes.add(self._specs[buffer_id], entry, value, op)
+        self._keep(row, value)
+        if ahead is not None:
+            for follower in ahead.followers:
+                self._fetch(follower)
+        self._read_ahead()
+
+    def branch(self, taken: bool) -> None:
+        """See `Transfers.branch`."""
+        if self._walk is None:
+            return
+        self._pass_by(ComingBranch, None)
+        self._at_branch = False
+        self._next = self._see(taken)
+        self._read_ahead()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """See `Transfers.end`."""
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = None
+        self._start()
+        for fetched in self._fetched.values():
+            if fetched.transfer is not None and fetched.block is not None:
+                fetched.transfer.wait_quietly()
+                self._pool.give_back(fetched.block)
+        self._fetched.clear()
+        self._ahead.clear()
+        self._stores.clear()
+        self._next = None
+        self._at_branch = False
+        if failure is not None:
+            for error in self._writes.settle():
+                failure.add_note(f"  Besides: {error}")
+
+    def drain(self) -> None:
+        """See `Transfers.drain`."""
+        self._writes.drain()
+
+    def close(self) -> None:
+        """See `Transfers.close`."""
+        self.end()
+        self._writes.settle()  # whoever wants to know of errors has drained before
+        self._writes.close()
+        self._cache.clear()
+
+    # Looking ahead
+
+    def _read_ahead(self) -> None:
+        while self._walk is not None and len(self._ahead) < MAX_AHEAD:
+            coming = self._next if self._next is not None else self._see()
+            if coming is None:
+                break
+            self._next = None
+            if not self._note(coming):
+                self._next = coming
+                break
+        if self._to_start_bytes >= self._batch_bytes:
+            self._start()
+
+    def _see(self, taken: bool | None = None) -> Coming | None:
+        """The next transfer of the walk; None at a branch that is not decided, and at the end."""
+        if self._walk is None or self._at_branch:
+            return None
+        try:
+            coming = self._walk.send(taken)
+        except (StopIteration, LookupError):  # a stream that is too short: the run says so when it comes there
+            self._walk = None
+            return None
+        self._at_branch = isinstance(coming, ComingBranch)
+        return coming
+
+    def _note(self, coming: Coming) -> bool:
+        """Look at a coming transfer; False if a load must wait for memory."""
+        ahead = _Ahead(coming, self._seen)
+        if isinstance(coming, ComingStore):
+            self._stores[coming.buffer_id, coming.entry] = ahead
+        elif isinstance(coming, ComingLoad) and self._is_known(coming):
+            row = (coming.buffer_id, coming.entry or 0)
+            stores = [s for s in (self._stores.get(row), self._stores.get((coming.buffer_id, None))) if s is not None]
+            if stores:
+                max(stores, key=lambda s: s.number).followers.append(row)
+            elif not self._fetch(row):
+                return False
+        self._ahead.append(ahead)
+        self._seen += 1
+        return True
+
+    def _is_known(self, coming: ComingLoad) -> bool:
+        """Whether the row is known and exists; the run reports one that does not."""
+        return coming.entry is not None and 0 <= coming.entry < self._specs[coming.buffer_id].entries
+
+    def _pass_by(self, kind: type[Coming], row: Row | None) -> _Ahead | None:
+        """The run has come to a transfer: what the walk knew of it, if it had got there."""
+        if not self._ahead:
+            coming = self._next if self._next is not None else self._see()
+            self._next = None
+            if coming is None:
+                return None
+            ahead = _Ahead(coming, self._seen)
+        else:
+            ahead = self._ahead.popleft()
+        coming = ahead.coming
+        if not isinstance(coming, kind):
+            raise AssertionError(f"the walk saw {coming}, the run came to {kind.__name__} of {row}")
+        if isinstance(coming, ComingStore) and self._stores.get((coming.buffer_id, coming.entry)) is ahead:
+            del self._stores[coming.buffer_id, coming.entry]
+        return ahead
+
+    # Values
+
+    def _fetch(self, row: Row) -> bool:
+        """Provide for one more coming load of a row; False if there is no memory for it."""
+        fetched = self._fetched.get(row)
+        if fetched is not None:
+            fetched.uses += 1
+            return True
+        value = self._in_memory(row)
+        if value is not None:
+            self._fetched[row] = _Fetched(1, value)
+            return True
+        spec = self._specs[row[0]]
+        block = self._pool.take(spec.padded_bytes)
+        if block is None:
+            return False
+        transfer = Transfer(spec, row[1], block.raw)
+        self._fetched[row] = _Fetched(1, transfer=transfer, block=block)
+        self._to_start.append(transfer)
+        self._to_start_bytes += block.nbytes
+        return True
+
+    def _start(self) -> None:
+        if self._to_start:
+            transfers, self._to_start, self._to_start_bytes = self._to_start, [], 0
+            self._tier.start_reads(transfers)
+
+    def _take(self, row: Row, fetched: _Fetched) -> Array:
+        """The value that was fetched for a load."""
+        fetched.uses -= 1
+        if not fetched.uses:
+            del self._fetched[row]
+        if fetched.transfer is not None and fetched.block is not None:
+            if not fetched.transfer.is_done:
+                self._start()
+            try:
+                fetched.value = self._receive(fetched.transfer, fetched.block)
+            except BaseException:
+                self._fetched.pop(row, None)
+                raise
+            fetched.transfer = fetched.block = None
+        return fetched.value
+
+    def _load_now(self, row: Row) -> Array:
+        """The value of a row that was not fetched."""
+        self._writes.check(row)
+        value = self._in_memory(row)
+        if value is not None:
+            return value
+        spec = self._specs[row[0]]
+        self._start()
+        block = self._pool.take_at_any_cost(spec.padded_bytes)
+        transfer = Transfer(spec, row[1], block.raw)
+        self._tier.start_reads([transfer])
+        return self._receive(transfer, block)
+
+    def _receive(self, transfer: Transfer, block: Block) -> Array:
+        try:
+            transfer.wait()
+        except BaseException:
+            transfer.wait_quietly()  # an interrupt must not give away memory that is being filled
+            self._pool.give_back(block)
+            raise
+        self._tier.counters.loads += 1
+        self._tier.counters.bytes_loaded += transfer.spec.entry_bytes
+        value = self._pool.lend(block, transfer.spec)
+        self._keep((transfer.spec.buffer_id, transfer.entry), value)
+        return value
+
+    def _in_memory(self, row: Row) -> Array | None:
+        """The value of a row as far as the run has come, if it need not be read."""
+        value = self._writes.value(row)
+        return self._cache.get(row) if value is None else value
+
+    def _keep(self, row: Row, value: Array) -> None:
+        """Keep the value of a row for later loads if there is room."""
+        nbytes = self._specs[row[0]].padded_bytes
+        if row in self._cache:
+            self._cache[row] = value
+        elif nbytes <= self._cache_room:
+            self._cache_room -= nbytes
+            self._cache[row] = value

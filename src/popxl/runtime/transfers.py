@@ -1,0 +1,88 @@
+"""What the executor knows of Streaming Memory: rows by number, in program order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+from popxl.op import Op
+from popxl.plan.lookahead import Walk
+from popxl.runtime.streaming.tier import Tier
+
+Array = Any
+
+
+class Transfers(ABC):
+    """What the executor knows of Streaming Memory. Offsets are checked; calls are in program order, by one thread."""
+
+    @abstractmethod
+    def begin(self, walk: Walk) -> None:
+        """A run begins; `walk` yields its transfers."""
+
+    @abstractmethod
+    def load(self, buffer_id: int, entry: int) -> Array:
+        """The row as it is now; it stays unchanged for as long as somebody holds it."""
+
+    @abstractmethod
+    def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
+        """Set a row to a value that nobody changes any more."""
+
+    @abstractmethod
+    def branch(self, taken: bool) -> None:
+        """The device has decided a branch."""
+
+    @abstractmethod
+    def end(self, failure: BaseException | None = None) -> None:
+        """The run is over; stores may still be under way.
+
+        Args:
+            failure: Why the run has failed, if it has. Its stores are then waited for, and what they failed with
+                becomes a note of it.
+        """
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Wait until all stores are finished.
+
+        Raises:
+            StreamingMemoryError: One of them failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for what is under way, and let go of everything. Raises no errors of stores."""
+
+
+@final
+class DirectTransfers(Transfers):
+    """For tiers whose loads and stores cost nothing, or that can only do one thing at a time."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+
+    def begin(self, walk: Walk) -> None:
+        """See `Transfers.begin`."""
+        del walk
+
+    def load(self, buffer_id: int, entry: int) -> Array:
+        """See `Transfers.load`."""
+        return self._tier.load(buffer_id, entry)
+
+    def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
+        """See `Transfers.store`."""
+        del op
+        self._tier.store(buffer_id, entry, value)
+
+    def branch(self, taken: bool) -> None:
+        """See `Transfers.branch`."""
+        del taken
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """See `Transfers.end`."""
+        del failure
+
+    def drain(self) -> None:
+        """See `Transfers.drain`."""
+
+    def close(self) -> None:
+        """See `Transfers.close`."""
