@@ -55,7 +55,7 @@ class Session:
             and else it is RAM.
         device_memory: How much memory the program may take on the device, such as ``"2GiB"``. A program that needs
             more is refused before it runs; one that needs less runs ahead of the device by what is left. If not
-            given, it may take twice what it needs.
+            given, it may take half as much again as it needs.
         check_ambiguity: Whether to refuse programs in which an in-place op and a read of the same storage
             are ordered neither by data nor by `popxl.in_sequence`, as the reference does. Such programs run
             in the order of their creation here, so there is no need to.

@@ -14,8 +14,8 @@ class Completion:
     A token is a small output that nothing else uses: it is ready when the computation has finished.
 
     Args:
-        slack_bytes: How much memory computations that have not finished may take in outputs and temporaries,
-            beyond one at a time; None for no limit.
+        slack_bytes: How much memory computations that have not finished may take in outputs, temporaries and rows
+            that were loaded for them, beyond one at a time; None for no limit.
         let_go: Makes the device's library drop its references to the arguments of what has finished. JAX does so
             when it is next called, and a thread that only waits does not call it.
     """
@@ -29,19 +29,27 @@ class Completion:
         self.finished = 0
         self._tokens: deque[tuple[Any, int]] = deque()
         self._unfinished_bytes = 0
+        #: Of those, rows loaded for the next computation.
+        self._loaded_bytes = 0
 
     def admit(self, new_bytes: int) -> None:
-        """Wait until there is room for a computation that takes `new_bytes`, or no other is under way."""
+        """Wait until there is room for a computation or a row that takes `new_bytes`, or nothing is under way."""
         if self.slack_bytes is None:
             return
         while self._tokens and self._unfinished_bytes + new_bytes > self.slack_bytes:
             self.wait_for_oldest()
 
+    def add_row(self, nbytes: int) -> None:
+        """Note a row that was loaded: whatever is computed next is taken to be what reads it."""
+        self._loaded_bytes += nbytes
+        self._unfinished_bytes += nbytes
+
     def add(self, token: Any, new_bytes: int) -> None:
         """Note a computation that has just been dispatched."""
         self.dispatched += 1
-        self._tokens.append((token, new_bytes))
+        self._tokens.append((token, new_bytes + self._loaded_bytes))
         self._unfinished_bytes += new_bytes
+        self._loaded_bytes = 0
         if len(self._tokens) >= 64:  # tokens are memory too
             self.poll()
 

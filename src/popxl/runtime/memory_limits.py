@@ -10,7 +10,7 @@ from popxl.runtime.streaming.tier import BufferSpec
 from popxl.units import format_bytes
 
 _SMALLEST_POOL_BYTES = 64 << 20
-_ROWS = 4
+_TIMES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,17 @@ class MemoryLimits:
         Raises:
             OutOfMemoryError: No row fits.
         """
-        largest = max((spec.padded_bytes for spec in buffers), default=0)
+        rows = [spec.padded_bytes for spec in buffers]
+        largest = max(rows, default=0)
         if host_bytes is not None and host_bytes < largest:
             raise OutOfMemoryError(
                 f"Streaming Memory may take {format_bytes(host_bytes)} of host memory, and the largest row of a remote "
                 f"buffer has {format_bytes(largest)}.",
                 hint=f"allow at least {format_bytes(2 * largest)}: one row is read while another is used",
             )
-        usual = max(_SMALLEST_POOL_BYTES, _ROWS * largest)
-        slack = max(peak_bytes, _SMALLEST_POOL_BYTES) if device_bytes is None else device_bytes - peak_bytes
+        # A few times what a layer loads, which is a row of each buffer unless there are very many buffers.
+        usual = max(_SMALLEST_POOL_BYTES, _TIMES * largest, min(_TIMES * sum(rows), 3 * peak_bytes))
+        slack = max(peak_bytes // 2, _SMALLEST_POOL_BYTES) if device_bytes is None else device_bytes - peak_bytes
         # Values that wait to be written are memory of the device which the plan has let go of.
         write_bytes = usual if device_bytes is None else min(usual, slack // 2)
         slack_bytes = slack if device_bytes is None else slack - write_bytes

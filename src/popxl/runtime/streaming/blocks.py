@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import mmap
 import weakref
 from collections import deque
@@ -29,30 +30,94 @@ class Clock(Protocol):
         """Wait until one more has finished; return whether one was under way."""
         ...
 
+    def admit(self, new_bytes: int) -> None:
+        """Wait until the program may have `new_bytes` more."""
+        ...
+
+    def add_row(self, nbytes: int) -> None:
+        """Note that the program has a row more."""
+        ...
+
+
+@final
+class Region:
+    """A stretch of memory that blocks are cut from, first fit: what was touched once is used again first.
+
+    Args:
+        nbytes: Its size; memory is only taken for the pages that are touched.
+
+    Example:
+        >>> region = Region(3 * PAGE_BYTES)
+        >>> region.cut(PAGE_BYTES), region.cut(PAGE_BYTES), region.cut(2 * PAGE_BYTES)
+        (0, 4096, None)
+        >>> region.join(0, PAGE_BYTES)
+        >>> region.cut(PAGE_BYTES)
+        0
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        # Not shared with children: such memory is counted apart, and gets no huge pages.
+        self.memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        #: Free stretches, by where they start: no two touch.
+        self._starts = [0]
+        self._sizes = [nbytes]
+
+    def cut(self, nbytes: int) -> int | None:
+        """Where a new block of `nbytes` starts; None if no free stretch is that long."""
+        for i, size in enumerate(self._sizes):
+            if size >= nbytes:
+                start = self._starts[i]
+                if size == nbytes:
+                    del self._starts[i], self._sizes[i]
+                else:
+                    self._starts[i] += nbytes
+                    self._sizes[i] -= nbytes
+                return start
+        return None
+
+    def join(self, start: int, nbytes: int) -> None:
+        """Take a block back, and join it with the free stretches beside it."""
+        i = bisect.bisect(self._starts, start)
+        if i < len(self._starts) and start + nbytes == self._starts[i]:
+            nbytes += self._sizes[i]
+            del self._starts[i], self._sizes[i]
+        if i and self._starts[i - 1] + self._sizes[i - 1] == start:
+            self._sizes[i - 1] += nbytes
+        else:
+            self._starts.insert(i, start)
+            self._sizes.insert(i, nbytes)
+
 
 @final
 class Block:
     """Page-aligned memory for one entry. `raw` is all of it, as bytes."""
 
-    __slots__ = ("_memory", "nbytes", "raw")
+    __slots__ = ("_region", "_start", "nbytes", "raw")
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, region: Region, start: int, nbytes: int) -> None:
         self.nbytes = nbytes
-        self._memory = mmap.mmap(-1, nbytes)
-        if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.raw: npt.NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
+        self._region = region
+        self._start = start
+        self.raw: npt.NDArray[np.uint8] = np.ndarray((nbytes,), np.uint8, buffer=region.memory, offset=start)
 
     def array(self, spec: BufferSpec) -> npt.NDArray[Any]:
         """The entry in it, read-only: an array of its own, so that its end can be noticed; all views of it keep it."""
-        array: npt.NDArray[Any] = np.ndarray(spec.shape, spec.dtype, buffer=self._memory)
+        memory, start = self._region.memory, self._start
+        array: npt.NDArray[Any] = np.ndarray(spec.shape, spec.dtype, buffer=memory, offset=start)
         array.flags.writeable = False
         return array
+
+    def free(self) -> None:
+        """Let others have the memory."""
+        self._region.join(self._start, self.nbytes)
 
 
 @final
 class BlockPool:
-    """Blocks under way, waiting, cooling and free; of at most `limit_bytes` together.
+    """Blocks for rows: on their way, waiting for the program, and cooling; of at most `limit_bytes` together.
 
     A block that the program holds, lent by `lend`, does not count: it is the program's memory. It comes back when
     no Python object refers to the row any more and all computations dispatched by then have finished.
@@ -65,9 +130,9 @@ class BlockPool:
     def __init__(self, limit_bytes: int, clock: Clock) -> None:
         self.limit_bytes = limit_bytes
         self._clock = clock
-        #: Bytes of all blocks that are not lent.
+        #: Bytes of all blocks that are neither free nor lent.
         self.held_bytes = 0
-        self._free: dict[int, list[Block]] = {}
+        self._regions: list[Region] = []
         #: By the identity of the reference: its hash would be that of an array, which has none.
         self._lent: dict[int, tuple[weakref.ref[Any], Block]] = {}
         #: Rows that are gone, noticed by whichever thread dropped the last reference.
@@ -81,17 +146,9 @@ class BlockPool:
 
     def take(self, nbytes: int) -> Block | None:
         """A block of at least `nbytes`, or None if the limit leaves no room for one just now."""
-        size = max(PAGE_BYTES, -(-nbytes // PAGE_BYTES) * PAGE_BYTES)
         self._reclaim()
-        free = self._free.get(size)
-        if free:
-            return free.pop()
-        if self.held_bytes + size > self.limit_bytes:
-            self._drop_free(self.held_bytes + size - self.limit_bytes)
-            if self.held_bytes + size > self.limit_bytes:
-                return None
-        self.held_bytes += size
-        return Block(size)
+        size = _whole_pages(nbytes)
+        return None if self.held_bytes + size > self.limit_bytes else self._cut(size)
 
     def take_at_any_cost(self, nbytes: int) -> Block:
         """A block of at least `nbytes`: wait for computations that hold one, and else go above the limit."""
@@ -100,22 +157,33 @@ class BlockPool:
             if block is not None:
                 return block
             if not self._clock.wait_for_oldest():
-                break
-        size = max(PAGE_BYTES, -(-nbytes // PAGE_BYTES) * PAGE_BYTES)
-        self.held_bytes += size
-        return Block(size)
+                return self._cut(_whole_pages(nbytes))
 
     def give_back(self, block: Block) -> None:
         """Return a block that was not lent, and that nobody reads or writes."""
-        self._keep(block)
+        self.held_bytes -= block.nbytes
+        block.free()
 
     def lend(self, block: Block, spec: BufferSpec) -> npt.NDArray[Any]:
         """Hand the row in a block to the program; the block comes back by itself."""
+        self._clock.admit(block.nbytes)
+        self._clock.add_row(block.nbytes)
         row = block.array(spec)
         reference = weakref.ref(row, self._gone.append)
         self._lent[id(reference)] = (reference, block)
         self.held_bytes -= block.nbytes
         return row
+
+    def _cut(self, size: int) -> Block:
+        self.held_bytes += size
+        for region in self._regions:
+            start = region.cut(size)
+            if start is not None:
+                return Block(region, start, size)
+        # What is lent took the room of the others.
+        region = Region(max(size, _whole_pages(self.limit_bytes)))
+        self._regions.append(region)
+        return Block(region, region.cut(size) or 0, size)
 
     def _reclaim(self) -> None:
         while self._gone:
@@ -126,17 +194,8 @@ class BlockPool:
         if self._cooling:
             self._clock.poll()
             while self._cooling and self._cooling[0][0] <= self._clock.finished:
-                self._keep(self._cooling.popleft()[1])
+                self.give_back(self._cooling.popleft()[1])
 
-    def _keep(self, block: Block) -> None:
-        if self.held_bytes > self.limit_bytes:
-            self.held_bytes -= block.nbytes
-        else:
-            self._free.setdefault(block.nbytes, []).append(block)
 
-    def _drop_free(self, wanted_bytes: int) -> None:
-        """Let go of free blocks of other sizes."""
-        for blocks in self._free.values():
-            while blocks and wanted_bytes > 0:
-                wanted_bytes -= blocks[-1].nbytes
-                self.held_bytes -= blocks.pop().nbytes
+def _whole_pages(nbytes: int) -> int:
+    return max(PAGE_BYTES, -(-nbytes // PAGE_BYTES) * PAGE_BYTES)

@@ -31,8 +31,8 @@ class StreamingMemory:
         checksums: For ``"file:DIR"``: whether each row that is read is compared with what was written.
         host_memory: For ``"file:DIR"``: how much host memory the session may use for rows, such as ``"8GiB"``: those on
             their way, and, with what is left, those that it will use again. Rows that the program itself holds do not
-            count, nor does a row that was stored and is still being written. If not given, four of the largest rows,
-            and at least 64 MiB.
+            count, nor does a row that was stored and is still being written. If not given, four rows of
+            each buffer, within reason.
 
     Raises:
         PopxlValueError: ``spec`` names no tier, or ``host_memory`` is no size.
