@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import file_tier
 import numpy as np
 import pytest
 import streamed_stack
@@ -59,4 +60,11 @@ def test_it_runs_and_compares_files_with_ram(capsys: pytest.CaptureFixture[str])
     streaming.main(["--rounds=1", "--layers=2", "--batch=1", "--width=64"])
     out = capsys.readouterr().out
     for words in ("Forward pass", "Training step", "| files", "| RAM", "| loads", "| stores", "max(C, L + S)"):
+        assert words in out
+
+
+def test_the_file_tier_is_compared_with_raw_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    file_tier.main(["--rounds=1", "--mib=1", "--commit-mib=16"])
+    out = capsys.readouterr().out
+    for words in ("rows of 64 KiB", "rows of 1024 KiB", "| raw 4", "no checksums", "commit of 16 MiB"):
         assert words in out

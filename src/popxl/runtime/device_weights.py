@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,22 @@ from popxl.runtime.memory_limits import MemoryLimits
 from popxl.runtime.overlap import OverlappedTransfers
 from popxl.runtime.streaming.alloc import aligned_copy
 from popxl.runtime.streaming.blocks import BlockPool
-from popxl.runtime.streaming.committed_row import CommittedRow
-from popxl.runtime.streaming.file import FileTier
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.transfers import DirectTransfers, Transfers
 from popxl.tensor import Tensor, Variable
 
 Array = Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """The host's value of a variable that it reads from a commit."""
+
+    reader: Callable[[], np.ndarray[Any, Any]]
+    dtype: np.dtype[Any]
+
+    def __call__(self) -> np.ndarray[Any, Any]:
+        return self.reader().view(self.dtype)
 
 
 class DeviceWeights:
@@ -95,16 +105,17 @@ class DeviceWeights:
         generation = self._tier.commit()
         self._committed = {v: weakref.ref(self.values[v]) for v in self._resident}
         # What the host read from the last commit, it reads from this one: the last one's rows may be overwritten now.
-        self._read_from_commit(v for v in self._remote if isinstance(v.host_source, CommittedRow))
+        self._read_from_commit(v for v in self._remote if isinstance(v.host_source, _Committed))
         return generation
 
     def _read_from_commit(self, variables: Iterable[Variable]) -> None:
-        """Let the host read `variables`, which are remote, from the last commit."""
-        tier = self._tier
-        assert isinstance(tier, FileTier)
+        """Let the host read `variables`, which are remote, from the last commit, or give it copies."""
         for v in variables:
-            buffer_id, entry = v.location_info.getRemoteBufferInfo()
-            v.host_value = CommittedRow(tier.directory, buffer_id, entry, tier.generation, v.dtype.as_numpy())
+            reader = self._tier.committed_reader(*v.location_info.getRemoteBufferInfo())
+            if reader is None:
+                self.fetch(v)
+            else:
+                v.host_value = _Committed(reader, v.dtype.as_numpy())
 
     def restore(self, variables: Iterable[Variable]) -> list[Variable]:
         """Take what the last commit holds of `variables`, if the tier goes on from one; return the others."""

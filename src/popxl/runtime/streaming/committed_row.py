@@ -22,14 +22,12 @@ class CommittedRow:
         buffer_id: Which buffer.
         entry: Which entry.
         generation: Number of the commit.
-        dtype: What the program sees the bytes as.
     """
 
     directory: Path
     buffer_id: int
     entry: int
     generation: int
-    dtype: np.dtype[Any]
 
     def __call__(self) -> np.ndarray[Any, Any]:
         """The value.
@@ -45,4 +43,4 @@ class CommittedRow:
                     f"{committed.generation}.",
                     hint="another session has used the directory since; give each session one of its own.",
                 )
-            return committed.read(self.buffer_id, self.entry).view(self.dtype)
+            return committed.read(self.buffer_id, self.entry)

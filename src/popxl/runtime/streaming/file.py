@@ -19,6 +19,7 @@ import numpy.typing as npt
 from popxl.errors import PopxlValueError, StreamingMemoryError
 
 from .alloc import aligned_bytes, frozen_entry
+from .committed_row import CommittedRow
 from .directory import UndecidedCommitError, check_size, io_error, prepare, publish, put_back, sync
 from .disk import DiskQueue
 from .disk_settings import cached
@@ -228,6 +229,10 @@ class FileTier(Tier):
             buffer.table.rebase(tables[buffer.spec.buffer_id])
         self._generation = self._published
         return self._generation
+
+    def committed_reader(self, buffer_id: int, entry: int) -> CommittedRow:
+        """See `Tier.committed_reader`."""
+        return CommittedRow(self.directory, buffer_id, entry, self._generation)
 
     def roll_back(self) -> None:
         """See `Tier.roll_back`."""

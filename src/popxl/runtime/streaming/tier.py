@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
 
@@ -299,6 +299,16 @@ class Tier(ABC):
             StreamingMemoryError: It could not be published; the last commit stands.
         """
         raise NotImplementedError(f"{self!r} has no commits")
+
+    def committed_reader(self, buffer_id: int, entry: int) -> Callable[[], np.ndarray[Any, Any]] | None:
+        """What reads an entry of the last commit, also when the tier is closed.
+
+        Returns:
+            A function that gives a new array of the entry's shape and dtype, or raises StreamingMemoryError once there
+            is a later commit; None if commits cannot be read like that.
+        """
+        del buffer_id, entry
+        return None
 
     def roll_back(self) -> None:
         """Make the rows of all persistent buffers what they were at the last commit. Nothing is under way."""
