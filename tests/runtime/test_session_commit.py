@@ -257,13 +257,37 @@ def test_a_function_is_called_once_for_each_upload(rows: Path, memory: str) -> N
     assert len(calls) == 1
 
 
-def test_a_value_that_is_reused_by_its_function_is_not_the_rows(rows: Path) -> None:
+@pytest.mark.parametrize("memory", ["ram", "file"])
+def test_a_value_that_is_reused_by_its_function_is_not_the_rows(rows: Path, memory: str) -> None:
     reused = np.full(4, 3, np.float32)
     counting = Counting(lambda: reused)
-    with popxl.Session(counting.ir, streaming_memory="ram") as session:
+    options = {"streaming_memory": "ram" if memory == "ram" else StreamingMemory(f"file:{rows}", host_memory="1MiB")}
+    with popxl.Session(counting.ir, **options) as session:
         reused[...] = 100
         session.run()
         assert session.get_tensor_data(counting.row).tolist() == [4] * 4
+
+
+def test_an_array_that_functions_fill_in_turn_gives_each_row_its_own_value(rows: Path) -> None:
+    size, count = 1 << 20, 8
+    shared = np.empty(size, np.float32)
+
+    def fill(number: int) -> Callable[[], np.ndarray]:
+        def data() -> np.ndarray:
+            shared.fill(number)
+            return shared
+
+        return data
+
+    ir = popxl.Ir()
+    with ir.main_graph:
+        buffer = popxl.remote_buffer((size,), popxl.float32, count)
+        variables = [popxl.remote_variable(fill(k), buffer, k) for k in range(count)]
+        ops.remote_store(buffer, 0, ops.remote_load(buffer, 0))
+    with popxl.Session(ir, streaming_memory=f"file:{rows}") as session:
+        session.run()
+        found = session.get_tensors_data(variables)
+    assert [set(found[v].tolist()) for v in variables] == [{float(k)} for k in range(count)]
 
 
 @pytest.mark.parametrize(

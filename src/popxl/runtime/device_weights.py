@@ -133,17 +133,13 @@ class DeviceWeights:
 
     def upload(self, variables: Iterable[Variable]) -> None:
         """Copy host values to the device, and remote ones to their rows."""
-        capabilities = self._tier.capabilities
-        # An asynchronous tier has read the host's memory when this returns; another one may keep it.
-        keeps = not capabilities.asynchronous
         with jax.default_device(self._device), jax.enable_x64(True):
             for v in variables:
-                value = v.host_value.view(v.dtype.storage)
+                value = _device_copy(v.host_value.view(v.dtype.storage))
                 if not v.location_info.isRemote():
-                    self.values[v] = _device_copy(value)
+                    self.values[v] = value
                 else:
-                    buffer_id, entry = v.location_info.getRemoteBufferInfo()
-                    self.transfers.store(buffer_id, entry, _device_copy(value) if keeps else value)
+                    self.transfers.store(*v.location_info.getRemoteBufferInfo(), value)
             self.transfers.drain()
 
     def download(self, variables: Iterable[Variable], *, is_committed: bool) -> None:
