@@ -94,7 +94,11 @@ def check_fillable(stream: Stream, array: HostArray) -> None:
 
 
 def as_items(ir: Ir, stream: Stream, array: HostArray) -> HostArray:
-    """Return a view of the array with one item per execution in front, in the device's dtype."""
+    """Return a view of the array with one item per execution in front, in the device's dtype.
+
+    With several replicas in the job an item has those of this process in front, also if that is one.
+    """
     count = ir.num_host_transfers
     array = array[:count] if count > 1 else array
-    return array.reshape(count, *stream.shape).view(stream.dtype.storage)
+    replicas = () if ir.replication_factor == 1 else (ir.instance_replication_factor,)
+    return array.reshape(count, *replicas, *stream.shape).view(stream.dtype.storage)

@@ -40,6 +40,13 @@ class Control(Enum):
     BRANCH = "one of two"
 
 
+class Across(Enum):
+    """What an op that sees the values of all replicas gives each of them; the others know only their own."""
+
+    SAME = "the members of a group get the same"
+    OWN = "each member of a group gets its own"
+
+
 @dataclass(frozen=True, slots=True)
 class ShapeDtype:
     """Shape and dtype of one tensor, as shape rules see it."""
@@ -85,6 +92,9 @@ class OpDefinition:
         host: The same op in NumPy, for integers that the plan evaluates on the host (offsets, conditions).
         effect: What it does besides computing.
         control: How it runs the graphs it calls.
+        across: What it gives the members of each group of replicas; None for an op of one replica. Arrays that
+            ``lower`` takes and returns then have one more axis in front, over all replicas, and the attribute
+            ``members`` has the replicas of each group, by rank.
         optimizer: Whether it belongs to an optimiser's update.
         first_input: Number of the first input at a call site (a loop's first two are not connected).
         gradient: Gradients of the inputs; None if there are none, and others count.
@@ -100,6 +110,7 @@ class OpDefinition:
     host: Callable[..., Any] | None = None
     effect: Effect | None = None
     control: Control | None = None
+    across: Across | None = None
     optimizer: bool = False
     first_input: int = 0
     gradient: Gradient | None = None
@@ -133,6 +144,7 @@ class Op:
         mutates: Inputs it overwrites.
         aliases: Inputs whose storage output 0 shares (empty for a fresh output).
         ipu: The IPU it is placed on.
+        ipus: The IPU of each input, and of the output with the same number, of an op on several; else empty.
         tile_set: ``"compute"`` or ``"io"``.
         source_place: IPU and tile set of the inputs, of copies that take them from another place; else None.
         after: Ops that `in_sequence` puts before it.
@@ -149,6 +161,7 @@ class Op:
     mutates: tuple[int, ...] = ()
     aliases: tuple[int, ...] = ()
     ipu: int = field(default=0)
+    ipus: tuple[int, ...] = ()
     tile_set: str = "compute"
     source_place: tuple[int, str] | None = None
     execution_context: ExecutionContext = ExecutionContext.Normal

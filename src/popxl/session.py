@@ -56,6 +56,8 @@ class Session:
         device_memory: How much memory the program may take on the device, such as ``"2GiB"``. A program that needs
             more is refused before it runs; one that needs less runs ahead of the device by what is left. If not
             given, it may take half as much again as it needs.
+        devices: Number of devices that the replicas of this process are divided over; it divides them. If not given, as
+            many as there are and as divide them. On one device replicas share the values that are equal for all.
         check_ambiguity: Whether to refuse programs in which an in-place op and a read of the same storage
             are ordered neither by data nor by `popxl.in_sequence`, as the reference does. Such programs run
             in the order of their creation here, so there is no need to.
@@ -65,7 +67,8 @@ class Session:
             and remote variables that do not fit their buffers.
         DeviceError: (a `RuntimeError`) if the device is not there.
         CoreError: (a `RuntimeError`) for a program without ops, or an ambiguous one if asked to check.
-        PopxlNotImplementedError: (a `NotImplementedError`) for several replicas.
+        PopxlNotImplementedError: (a `NotImplementedError`) for a branch that replicas decide differently, and in which
+            something is transferred.
         OutOfMemoryError: (a `MemoryError`) if the program needs more than `device_memory`, or its largest row more than
             the host memory of its Streaming Memory.
 
@@ -90,28 +93,25 @@ class Session:
         *,
         streaming_memory: str | StreamingMemory | None = None,
         device_memory: str | int | None = None,
+        devices: int | None = None,
         check_ambiguity: bool = False,
     ) -> None:
         from popxl.runtime.compiler import compile_plan
         from popxl.runtime.completion import Completion
         from popxl.runtime.device_weights import DeviceWeights, remote_buffers
-        from popxl.runtime.devices import find_device, let_go_of_arguments
+        from popxl.runtime.devices import let_go_of_arguments
         from popxl.runtime.executor import Executor
         from popxl.runtime.memory_limits import MemoryLimits
+        from popxl.runtime.placement import find_placement
         from popxl.runtime.streaming import StreamingMemory
 
         if not isinstance(ir, Ir):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PopxlTypeError(f"A Session takes an Ir, not {ir!r}.", hint="pass the Ir, not a graph")
         self._ir = ir
-        device = find_device(device_desc)
+        placement = find_placement(device_desc, ir.replication_factor, ir.instance_replication_factor, devices)
         self._streaming_memory = StreamingMemory.from_spec(streaming_memory)
         if not ir.main_graph.ops:
             raise CoreError(f"{ir!r} has no graphs with ops to run.", hint="add ops inside `with ir.main_graph:`")
-        if ir.replication_factor != 1:
-            raise PopxlNotImplementedError(
-                f"{ir!r} has replication factor {ir.replication_factor}; this version runs one replica.",
-                hint="use popxl.Ir(replication=1)",
-            )
         check_program(ir)
         if check_ambiguity:
             check_inplacing(ir)
@@ -124,17 +124,17 @@ class Session:
         if self._read_only and weights_to_host_on_exit:
             _log.info("A memory map of %r is read-only, so leaving the session does not fetch the variables.", ir)
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
-        self._plan = plan_program(ir)
-        executables = compile_plan(self._plan, device, ir.cache_directory)
+        self._plan = plan_program(ir, placement.device_count)
+        executables = compile_plan(self._plan, placement, ir.cache_directory)
         self._compiled_count = len(executables)
         self._figures = figures(self._plan, ir, lambda segment: executables[segment.key].temporary_bytes)
-        budget = parse_bytes(device_memory)
+        budget, replicas = parse_bytes(device_memory), self._plan.replicas
         check_fits(self._figures.device, budget)
         peak_bytes, host_bytes = self._figures.device.peak_bytes, self._streaming_memory.host_bytes
-        limits = MemoryLimits.choose(remote_buffers(ir), peak_bytes, budget, host_bytes)
-        completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(device))
-        self._weights = DeviceWeights(ir, device, self._streaming_memory.tier, completion, limits)
-        self._executor = Executor(self._plan, executables, device, completion)
+        limits = MemoryLimits.choose(remote_buffers(ir, replicas), peak_bytes, budget, host_bytes)
+        completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(placement.device))
+        self._weights = DeviceWeights(ir, replicas, placement, self._streaming_memory.tier, completion, limits)
+        self._executor = Executor(self._plan, executables, placement, completion)
         self._entries: list[bool] = []
         #: Variables whose host value is not the device's.
         self._stale: set[Variable] = set()
@@ -459,6 +459,7 @@ class Session:
         Raises:
             PopxlTypeError: (a `TypeError`) for a tensor that is no variable, and for another dtype.
             PopxlValueError: (a `ValueError`) for another shape.
+            PopxlNotImplementedError: (a `NotImplementedError`) for a variable that the host reads for each replica.
         """
         for t, data in tensors.items():
             self._write_host_value(t, data)
@@ -474,6 +475,11 @@ class Session:
                 hint="only variables can be written",
             )
         self._check_own(t)
+        if t.gives_each_replica:
+            raise PopxlNotImplementedError(
+                f"Cannot write {t!r}: its host value has one value for each replica, not for each group.",
+                hint='create it with retrieval_mode="one_per_group"',
+            )
         wanted = t.dtype.as_numpy()
         if isinstance(data, bool | int | float | np.generic) and wanted.names is None:
             data = to_numpy(np.asarray(data), t.dtype)
@@ -508,4 +514,9 @@ class Session:
 def _as_given_out(t: Variable | Constant) -> HostArray:
     """The host's value of a tensor, for the user: a view of it, but a memory map itself."""
     value = t.host_value
+    if isinstance(t, Variable) and t.gives_each_replica:
+        if t.replica_values is not None:
+            return t.replica_values
+        groups = value if t.replica_grouping.num_groups > 1 else value[np.newaxis]
+        return groups[t.replica_grouping.assignment]
     return value if isinstance(value, np.memmap) else value.view()

@@ -143,6 +143,8 @@ class Tensor:
         """The IPU and the tile set."""
         if self.producer is None and self.consumers:
             user = self.consumers[0]
+            if user.ipus:
+                return user.ipus[user.inputs.index(self)], user.tile_set
             return user.source_place or (user.ipu, user.tile_set)
         op = self.producer
         if op is None and self in self._graph.inputs:
@@ -151,7 +153,7 @@ class Tensor:
             raise UndefinedValue(
                 f"Tensor {self.id} is not placed yet: no op makes it and none uses it.", hint="use it in an op first"
             )
-        return op.ipu, op.tile_set
+        return op.ipus[op.outputs.index(self)] if op.ipus else op.ipu, op.tile_set
 
     @property
     def ipu(self) -> int:
@@ -374,6 +376,8 @@ class Variable(Tensor):
     _grouping: ReplicaGrouping
     _retrieval_mode: RetrievalMode
     _in_sync: bool
+    #: What each replica had when they were last fetched, if `retrieval_mode` asks for that.
+    replica_values: np.ndarray[Any, Any] | None = None
 
     @property
     def host_value(self) -> np.ndarray[Any, Any]:
@@ -412,6 +416,11 @@ class Variable(Tensor):
     def retrieval_mode(self) -> RetrievalMode:
         """Whether the host reads one value per group or one per replica."""
         return self._retrieval_mode
+
+    @property
+    def gives_each_replica(self) -> bool:
+        """Whether the host gets the value of each replica, rather than of each group."""
+        return self._retrieval_mode == "all_replicas" and self._grouping.group_size > 1
 
     @property
     def shape_on_host(self) -> tuple[int, ...]:

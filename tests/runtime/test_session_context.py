@@ -76,14 +76,6 @@ def test_program_without_ops_is_a_runtime_error() -> None:
         popxl.Session(ir)
 
 
-def test_several_replicas_are_not_implemented() -> None:
-    ir = popxl.Ir(replication=2)
-    with ir.main_graph:
-        popxl.variable(1.0) + 1
-    with pytest.raises(NotImplementedError, match=r"replication factor 2.*one replica"):
-        popxl.Session(ir)
-
-
 def test_session_takes_the_ir(counter: Counter) -> None:
     session = popxl.Session(counter.ir)
     assert session.ir is session.ir_ is counter.ir

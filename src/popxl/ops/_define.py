@@ -18,7 +18,7 @@ from popxl import dtypes
 from popxl.aliasing import is_writable
 from popxl.context import get_current_graph
 from popxl.errors import CoreError
-from popxl.op import Control, Effect, Gradient, Op, OpDefinition, ShapeDtype, as_results
+from popxl.op import Across, Control, Effect, Gradient, Op, OpDefinition, ShapeDtype, as_results
 from popxl.ops._jax import jax, jnp
 from popxl.ops.utils import check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
@@ -234,6 +234,7 @@ def define(
     host: Callable[..., Any] | None = None,
     effect: Effect | None = None,
     control: Control | None = None,
+    across: Across | None = None,
     optimizer: bool = False,
     first_input: int = 0,
     twin_of: Declaration | None = None,
@@ -243,9 +244,9 @@ def define(
 ) -> Declaration:
     """Declare an op; see `OpDefinition` and `Declaration` for the arguments.
 
-    The shape rule defaults to tracing the lowering. A rule takes a `ShapeDtype` per input and the attributes
-    as keywords. Ops that overwrite an input have no gradient, whatever `gradient` says; those without a lowering have
-    no `NATURAL` one.
+    The shape rule defaults to tracing the lowering; an op across replicas needs one. A rule takes a `ShapeDtype` per
+    input and the attributes as keywords. Ops that overwrite an input have no gradient, whatever `gradient` says; those
+    without a lowering have no `NATURAL` one.
     """
     final_rule = rule or (_rule_by_tracing(lower) if lower else _no_rule)
 
@@ -263,6 +264,7 @@ def define(
         host,
         effect,
         control,
+        across,
         optimizer,
         first_input,
         None if mutates or (lower is None and gradient is NATURAL) else gradient,
@@ -327,6 +329,7 @@ def define_inplace(type: str, function: Callable[..., Any], of: Declaration, tar
         samples=of.samples,
         mutates=(target,),
         host=base.host,
+        across=base.across,
         twin_of=of,
         elementwise=of.elementwise,
     )

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from popxl.op import Effect
+from popxl.plan.program import Program
 from popxl.plan.rough import FinishedSegment, RoughCall, RoughGraph, RoughStep
 from popxl.plan.steps import (
     Branch,
@@ -32,24 +33,24 @@ from popxl.plan.steps import (
     Value,
 )
 from popxl.plan.structure import segment_key
-from popxl.tensor import Constant, Variable
+from popxl.tensor import Constant, Tensor
 
 PlanCall = Callable[[RoughCall, frozenset[int]], GraphPlan]
 
 
-def assemble(rough: RoughGraph, owned: frozenset[int], plan_call: PlanCall, host_values: frozenset[Value]) -> GraphPlan:
+def assemble(rough: RoughGraph, owned: frozenset[int], plan_call: PlanCall, program: Program) -> GraphPlan:
     """Return the plan of a graph.
 
     Args:
         rough: The graph as rough steps.
         owned: Positions of inputs whose memory is the graph's to overwrite.
         plan_call: Gives the plan of a called graph, given which inputs' memory is its to overwrite.
-        host_values: Storages that the host computes.
+        program: The program.
     """
     # A run hands the variables on to the next one: what it shares at its end is not the next one's to overwrite.
-    variables = frozenset(t for t in rough.persistent if isinstance(t, Variable))
+    variables = frozenset(rough.persistent if rough.graph == rough.graph.main_graph else ())
     while True:
-        assembler = _Assembler(rough, owned, variables, plan_call, host_values)
+        assembler = _Assembler(rough, owned, variables, plan_call, program)
         plan = assembler.assemble()
         if variables <= assembler.owned:
             return plan
@@ -76,19 +77,20 @@ class _Assembler:
         self,
         rough: RoughGraph,
         owned: frozenset[int],
-        variables: frozenset[Variable],
+        variables: frozenset[Tensor],
         plan_call: PlanCall,
-        host_values: frozenset[Value],
+        program: Program,
     ) -> None:
         self._rough = rough
         self._plan_call = plan_call
-        self._host_values = host_values
+        self._program = program
         self._slots: dict[Value, int] = {}
         self._steps: list[Step] = []
         self._positions: dict[Value, int] = {t: i for i, t in enumerate(rough.graph.inputs)}
         #: The values that only their slot holds, so far.
         self.owned: set[Value] = {*variables, *(t for t, i in self._positions.items() if i in owned)}
         self._persistent = frozenset(rough.persistent)
+        self._state = frozenset(rough.persistent if rough.graph == rough.graph.main_graph else ())
         self._shared_inputs: set[int] = set()
 
     def assemble(self) -> GraphPlan:
@@ -111,11 +113,12 @@ class _Assembler:
             inputs=inputs,
             outputs=outputs,
             constants=tuple((s, v) for v, s in self._slots.items() if isinstance(v, Constant)),
-            variables=tuple((s, v) for v, s in self._slots.items() if isinstance(v, Variable)),
+            variables=tuple((s, v) for v, s in self._slots.items() if v in self._state and isinstance(v, Tensor)),
             steps=tuple(self._steps),
             shared_inputs=frozenset(self._shared_inputs),
             owned_inputs=frozenset(i for t, i in self._positions.items() if t in owned_once),
             owned_outputs=frozenset(k for k, v in enumerate(rough.outputs) if v in owned_once),
+            replicas=self._program.replicas,
         )
 
     def _slot(self, value: Value) -> int:
@@ -141,8 +144,9 @@ class _Assembler:
         outputs: list[Value] = [v for v in (*step.writes, *step.views) if v in live]
         overwritten = self.owned.intersection(outputs)
         donated = tuple(i for i, v in enumerate(step.reads) if v in overwritten)
-        key = segment_key(step.items, step.reads, outputs, donated)
-        segment = Segment(step.items, step.reads, tuple(outputs), donated, key)
+        replicas = self._program.replicas
+        key = segment_key(step.items, step.reads, outputs, donated, replicas)
+        segment = Segment(step.items, step.reads, tuple(outputs), donated, key, replicas)
         self._steps.append(
             Compute(segment, tuple(self._slot(v) for v in step.reads), tuple(self._slot(v) for v in outputs))
         )
@@ -178,7 +182,7 @@ class _Assembler:
             self._share(v)
 
     def _waits(self, value: Value) -> bool:
-        return value not in self._host_values
+        return value not in self._program.host_values
 
     def _add_control(self, step: RoughStep, live: set[Value]) -> None:
         op = step.op

@@ -80,16 +80,16 @@ def device_footprint(
         resident: Variables that lie on the device; those that no step uses count too.
     """
     analysis = Analysis(temporary_bytes)
-    constants = [c for p in reachable_plans(plan) for _, c in p.constants if value_bytes(c)]
+    constants = [c for p in reachable_plans(plan) for _, c in p.constants if value_bytes(c, plan.replicas)]
     used = {v for _, v in plan.variables}
     fixed = [t for t in dict.fromkeys([*constants, *resident]) if t not in used]
 
     def walk(stop: Moment | None) -> FrameWalk:
         frame = FrameWalk(analysis, plan, stop)
         for t in fixed:
-            frame.new(value_bytes(t), Made(t), held=True)
+            frame.new(value_bytes(t, plan.replicas), Made(t), held=True)
         for slot, v in plan.variables:
-            frame.bind(slot, frame.new(value_bytes(v), Made(v), held=True))
+            frame.bind(slot, frame.new(value_bytes(v, plan.replicas), Made(v), held=True))
         frame.walk()
         return frame
 

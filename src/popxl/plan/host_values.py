@@ -13,12 +13,16 @@ from popxl import dtypes
 from popxl.aliasing import is_view, storage_roots
 from popxl.graph import Graph
 from popxl.op import Control, Effect, Op
+from popxl.plan.replicas import ONE_REPLICA, Replicas
 from popxl.tensor import Constant, Tensor, Variable
 
 
-def host_values(graphs: Sequence[Graph]) -> frozenset[Tensor]:
-    """Return the storages that the host computes, of all `graphs` (the reachable ones of a program)."""
-    known = _known(graphs)
+def host_values(graphs: Sequence[Graph], replicas: Replicas = ONE_REPLICA) -> frozenset[Tensor]:
+    """Return the storages that the host computes, of all `graphs` (the reachable ones of a program).
+
+    They are equal on all replicas.
+    """
+    known = _known(graphs, replicas)
     wanted = [t.storage for g in graphs for op in g.ops for t in _steering(op)]
     found: set[Tensor] = set()
     writers = _writers(graphs)
@@ -56,10 +60,11 @@ def _writers(graphs: Iterable[Graph]) -> dict[Tensor, list[Op]]:
     return writers
 
 
-def _known(graphs: Sequence[Graph]) -> set[Tensor]:
+def _known(graphs: Sequence[Graph], replicas: Replicas) -> set[Tensor]:
     """Assume every candidate known, then strike out what is not until nothing changes."""
     known = {t for g in graphs for t in g.tensors if _is_candidate(t) and not isinstance(t, Variable)}
     known -= _overwritten_through_views(graphs)
+    known -= replicas.storages
     reachable = set(graphs)
     writers = _writers(graphs)
     changed = True

@@ -10,6 +10,8 @@ from popxl.errors import OutOfMemoryError
 from popxl.ir import Ir
 from popxl.plan.footprint import Footprint, Live, device_footprint
 from popxl.plan.memory_walk import value_bytes
+from popxl.plan.replicas import Replicas
+from popxl.plan.shards import state_tensors
 from popxl.plan.steps import Branch, GraphPlan, Loop, RemoteLoad, RemoteStore, Segment, Step, called_plans
 from popxl.units import format_bytes
 from popxl.utils import table_to_string
@@ -95,16 +97,19 @@ def _plan_traffic(plan: GraphPlan, known: dict[int, dict[int, BufferTraffic]]) -
     if id(plan) not in known:
         total: dict[int, BufferTraffic] = {}
         for step in plan.steps:
-            for buffer_id, moved in _step_traffic(step, known).items():
+            for buffer_id, moved in _step_traffic(step, known, plan.replicas).items():
                 total[buffer_id] = total.get(buffer_id, _NONE) + moved
         known[id(plan)] = total
     return known[id(plan)]
 
 
-def _step_traffic(step: Step, known: dict[int, dict[int, BufferTraffic]]) -> dict[int, BufferTraffic]:
+def _step_traffic(
+    step: Step, known: dict[int, dict[int, BufferTraffic]], replicas: Replicas
+) -> dict[int, BufferTraffic]:
     if isinstance(step, RemoteLoad | RemoteStore):
         buffer = step.op.attributes["buffer"]
-        nbytes = math.prod(buffer.tensor_shape) * buffer.tensor_dtype.storage.itemsize
+        copies = replicas.local if step.buffer_id in replicas.buffers else 1
+        nbytes = copies * math.prod(buffer.tensor_shape) * buffer.tensor_dtype.storage.itemsize
         is_load = isinstance(step, RemoteLoad)
         moved = BufferTraffic(1, 0, nbytes, 0) if is_load else BufferTraffic(0, 1, 0, nbytes)
         return {step.buffer_id: moved}
@@ -241,6 +246,10 @@ def figures(plan: GraphPlan, ir: Ir, temporary_bytes: Callable[[Segment], int]) 
         ir: The program.
         temporary_bytes: What the executable of a segment wants besides its inputs and outputs.
     """
-    resident = [v for v in ir.main_graph.variables if not v.location_info.isRemote()]
-    sizes = {i: b.entries * math.prod(b.shape) * b.dtype.storage.itemsize for i, b in ir.remote_buffers.items()}
-    return Figures(device_footprint(plan, temporary_bytes, resident), traffic(plan), sizes)
+    replicas = plan.replicas
+    sizes = {
+        i: (replicas.local if i in replicas.buffers else 1) * b.entries * math.prod(b.shape) * b.dtype.storage.itemsize
+        for i, b in ir.remote_buffers.items()
+    }
+    footprint = device_footprint(plan, temporary_bytes, state_tensors(ir.main_graph))
+    return Figures(footprint, traffic(plan), sizes)

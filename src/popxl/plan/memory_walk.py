@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from popxl.plan.replicas import ONE_REPLICA, Replicas
 from popxl.plan.steps import (
     Branch,
     Call,
@@ -33,12 +34,13 @@ from popxl.plan.steps import (
 from popxl.tensor import Constant
 
 
-def value_bytes(value: Value) -> int:
-    """Return the size of a value on the device; a constant of one number stays on the host, and counts 0."""
+def value_bytes(value: Value, replicas: Replicas = ONE_REPLICA) -> int:
+    """Return the size of a value on a device; a constant of one number stays on the host, and counts 0."""
     if isinstance(value, Constant) and value.nelms == 1:
         return 0
     t = value.tensor if isinstance(value, Transferred) else value
-    return math.prod(t.shape) * t.dtype.storage.itemsize
+    copies = replicas.per_device if replicas.varies(t) else 1
+    return copies * math.prod(t.shape) * t.dtype.storage.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +150,7 @@ class Analysis:
         """Return the sizes of a segment."""
         if id(segment) not in self._sizes:
             donated = {segment.inputs[i] for i in segment.donated}
-            outputs = tuple((value_bytes(v), v in donated) for v in segment.outputs)
+            outputs = tuple((value_bytes(v, segment.replicas), v in donated) for v in segment.outputs)
             fresh = sum(n for n, reuses in outputs if not reuses)
             self._sizes[id(segment)] = _Sizes(outputs, fresh, self.temporary_bytes(segment))
         return self._sizes[id(segment)]
@@ -327,7 +329,7 @@ class FrameWalk:
 
     def _load(self, step: HostLoad | RemoteLoad) -> None:
         t = step.op.outputs[0]
-        nbytes = value_bytes(t)
+        nbytes = value_bytes(t, self._plan.replicas)
         if self._reaches(nbytes):
             self._freeze([(nbytes, Made(t, step))])
         self.bind(step.output, self.new(nbytes, Made(t, step)))

@@ -16,20 +16,26 @@ from popxl.op import Control, Effect, Op
 from popxl.plan.assemble import assemble
 from popxl.plan.liveness import needed_ops
 from popxl.plan.program import Program
+from popxl.plan.replicas import find_replicas
 from popxl.plan.rough import FinishedSegment, RoughCall, RoughGraph, RoughSegment, RoughStep
+from popxl.plan.shards import state_tensors
 from popxl.plan.steps import Assign, GraphPlan, Transferred, Value
+from popxl.plan.validate import check_branches
 from popxl.tensor import Tensor
 from popxl.tensorlocation import ExecutionContext
 
 
-def plan_program(ir: Ir) -> GraphPlan:
+def plan_program(ir: Ir, device_count: int = 1) -> GraphPlan:
     """Return the plan of the main graph, which holds the plans of all graphs that it calls.
 
     Args:
         ir: A program that does not change any more.
+        device_count: Devices of the whole job, which its replicas are divided over.
     """
     graphs = ir.reachable_graphs()
-    return _Planner(Program(graphs)).plan(ir.main_graph, frozenset(), frozenset())
+    program = Program(graphs, find_replicas(ir, graphs, device_count))
+    check_branches(program)
+    return _Planner(program).plan(ir.main_graph, frozenset(), frozenset())
 
 
 @dataclass(slots=True)
@@ -50,7 +56,7 @@ class _Planner:
         key = (graph, mutated, owned)
         if key not in self._plans:
             rough = _Cutter(self.program, graph, mutated).cut()
-            self._plans[key] = assemble(rough, owned, self.plan_call, self.program.host_values)
+            self._plans[key] = assemble(rough, owned, self.plan_call, self.program)
         return self._plans[key]
 
     def plan_call(self, call: RoughCall, owned: frozenset[int]) -> GraphPlan:
@@ -79,7 +85,7 @@ class _Cutter:
         self._stores: list[RoughStep] = []
         self._persistent: list[Tensor] = [graph.inputs[i] for i in sorted(mutated)]
         if graph == graph.main_graph:
-            self._persistent += [v for v in graph.variables if not v.location_info.isRemote()]
+            self._persistent += state_tensors(graph)
 
     def cut(self) -> RoughGraph:
         ops = [op for op in self._graph.ops if op.execution_context is ExecutionContext.Normal]

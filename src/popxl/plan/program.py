@@ -8,6 +8,7 @@ from typing import TypeGuard
 from popxl.graph import Graph
 from popxl.op import Control, Op
 from popxl.plan.host_values import host_values
+from popxl.plan.replicas import ONE_REPLICA, Replicas
 from popxl.tensor import Constant, Tensor
 
 #: A called graph of at most this many ops becomes part of the segment that calls it. A larger one is an
@@ -30,13 +31,14 @@ class Program:
     """The reachable graphs of a program, and what is known of each."""
 
     graphs: tuple[Graph, ...]
+    replicas: Replicas = ONE_REPLICA
     host_values: frozenset[Tensor] = frozenset()
     _pure: dict[Graph, bool] = field(default_factory=dict["Graph", bool])
     _size: dict[Graph, int] = field(default_factory=dict["Graph", int])
     _large_constants: dict[Graph, bool] = field(default_factory=dict["Graph", bool])
 
     def __post_init__(self) -> None:
-        self.host_values = host_values(self.graphs)
+        self.host_values = host_values(self.graphs, self.replicas)
 
     def is_pure(self, graph: Graph) -> bool:
         """Whether no op of the graph, nor of the graphs it calls, has an effect."""
@@ -66,6 +68,8 @@ class Program:
         """Whether an op that calls graphs is compiled into the segment around it."""
         if any(t.storage in self.host_values for t in op.written()):
             return False
+        if op.definition.control is Control.BRANCH and self.replicas.varies(op.inputs[0]):
+            return True  # both sides are computed: the host can take only one
         limit = SMALL_GRAPH_OPS if op.definition.control is Control.CALL else SMALL_LOOP_OPS
         return all(
             self.is_pure(g) and self.size(g) <= limit and not self.has_large_constants(g) for g in op.called_graphs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from popxl.op import Op
+from popxl.plan.replicas import ONE_REPLICA, Replicas
 from popxl.tensor import Constant, Tensor
 
 
@@ -44,6 +45,7 @@ class Segment:
         outputs: What the function returns: storages, and values of views.
         donated: Positions of inputs whose memory the outputs may reuse.
         key: Equal for segments that compute the same; they share one executable.
+        replicas: Which values have an axis over replicas.
     """
 
     items: tuple[Op | Assign, ...]
@@ -51,6 +53,7 @@ class Segment:
     outputs: tuple[Value, ...]
     donated: tuple[int, ...]
     key: Hashable
+    replicas: Replicas = ONE_REPLICA
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +192,12 @@ class GraphPlan:
         inputs: Slot of each input.
         outputs: Slot of each output.
         constants: Slots to fill with constants before the first step.
-        variables: Slots of the main graph's variables, which persist between runs.
+        variables: Slots of the main graph's variables and shards, which persist between runs.
         steps: What to do, in order.
         shared_inputs: Positions of inputs whose memory something else may hold afterwards.
         owned_inputs: Positions of inputs whose final value nothing else shares.
         owned_outputs: Positions of outputs whose value nothing else shares.
+        replicas: Which values have an axis over replicas.
     """
 
     name: str
@@ -206,6 +210,7 @@ class GraphPlan:
     shared_inputs: frozenset[int]
     owned_inputs: frozenset[int]
     owned_outputs: frozenset[int]
+    replicas: Replicas = ONE_REPLICA
 
     def __repr__(self) -> str:
         return f"GraphPlan[{self.name or 'main'} steps={len(self.steps)}]"

@@ -9,14 +9,19 @@ from popxl.aliasing import is_view
 from popxl.graph import Graph
 from popxl.op import Op
 from popxl.plan.program import is_embedded
+from popxl.plan.replicas import ONE_REPLICA, Replicas
 from popxl.plan.steps import Assign, Transferred, Value
 
 
 def segment_key(
-    items: Iterable[Op | Assign], inputs: Iterable[Value], outputs: Iterable[Value], donated: tuple[int, ...]
+    items: Iterable[Op | Assign],
+    inputs: Iterable[Value],
+    outputs: Iterable[Value],
+    donated: tuple[int, ...],
+    replicas: Replicas = ONE_REPLICA,
 ) -> Hashable:
     """Return the key of a segment: what it computes, independent of names and of the graph it is in."""
-    numbering = _Numbering()
+    numbering = _Numbering(replicas)
     for value in inputs:
         numbering.define_input(value)
     for item in items:
@@ -26,9 +31,9 @@ def segment_key(
     return (tuple(numbering.entries), numbers, donated)
 
 
-def graph_key(graph: Graph) -> Hashable:
+def graph_key(graph: Graph, replicas: Replicas = ONE_REPLICA) -> Hashable:
     """Return the key of a whole graph."""
-    return segment_key(graph.ops, graph.inputs, graph.outputs, ())
+    return segment_key(graph.ops, graph.inputs, graph.outputs, (), replicas)
 
 
 def _exact(attributes: Mapping[str, Any]) -> Hashable:
@@ -39,7 +44,8 @@ def _exact(attributes: Mapping[str, Any]) -> Hashable:
 class _Numbering:
     """Numbers values in the order in which they appear; the entries say how each comes about."""
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
         self.entries: list[Hashable] = []
         self._numbers: dict[Value, int] = {}
 
@@ -57,7 +63,7 @@ class _Numbering:
             (
                 definition,
                 _exact(item.attributes),
-                tuple(graph_key(g) for g in item.called_graphs),
+                tuple(graph_key(g, self._replicas) for g in item.called_graphs),
                 tuple(self._input_number(item, i) for i in range(len(item.inputs))),
                 item.mutates,
                 item.aliases,
@@ -86,7 +92,7 @@ class _Numbering:
                 self.entries.append((op.definition, _exact(op.attributes), bases))
             elif is_embedded(t):
                 self._numbers[t] = len(self._numbers)
-                self.entries.append((t.dtype, t.shape, t.host_value.tobytes()))
+                self.entries.append((t.dtype, t.shape, t.host_value.tobytes(), self._replicas.varies(t)))
             else:
                 raise AssertionError(f"{t!r} is neither an input nor made in the segment")
         return self._numbers[t]
@@ -94,4 +100,4 @@ class _Numbering:
     def _define(self, value: Value, kind: str) -> None:
         t = value.tensor if isinstance(value, Transferred) else value
         self._numbers[value] = len(self._numbers)
-        self.entries.append((kind, t.shape, t.dtype))
+        self.entries.append((kind, t.shape, t.dtype, self._replicas.varies(t) and self._replicas.count))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from popxl.aliasing import overlap, storage_roots
-from popxl.errors import CoreError, PopxlValueError, RemoteOffsetError
+from popxl.errors import CoreError, PopxlNotImplementedError, PopxlValueError, RemoteOffsetError
 from popxl.graph import Graph
 from popxl.ir import Ir
 from popxl.op import Control, Effect, Op
+from popxl.plan.program import Program
+from popxl.plan.shards import shard_count
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.tensorlocation import ExecutionContext
 
@@ -58,7 +60,20 @@ def _check_remote_variable(ir: Ir, v: Variable) -> None:
             where=where,
             hint="pass dtype= to remote_variable, or make the buffer with the variable's dtype",
         )
-    if v.shape != info.shape:
+    others = (u for u in ir.main_graph.variables if u.location_info.isRemote())
+    if any(
+        u.location_info.getRemoteBufferInfo()[0] == buffer_id
+        and u.location_info.isSharded() != v.location_info.isSharded()
+        for u in others
+    ):
+        raise PopxlValueError(
+            f"Remote buffer {buffer_id} has variables that are sharded and variables that are not.",
+            where=where,
+            hint="use a buffer for each kind",
+        )
+    if v.location_info.isSharded():
+        shard_count(ir, v)
+    elif v.shape != info.shape:
         raise PopxlValueError(
             f"Remote variable {v.id} has shape {v.shape}, a row of remote buffer {buffer_id} has {info.shape}.",
             where=where,
@@ -83,6 +98,25 @@ def _check_transfer(op: Op) -> None:
                 where=op.where,
                 hint=f"use 0 <= offset < {buffer.entries}, or set buffer.entries to at least {entry + 1}",
             )
+
+
+def check_branches(program: Program) -> None:
+    """Check that what is done besides computing does not depend on a condition that replicas decide differently.
+
+    Raises:
+        PopxlNotImplementedError: (a `NotImplementedError`) for a branch where it does.
+    """
+    for graph in program.graphs:
+        for op in graph.ops:
+            is_split = op.definition.control is Control.BRANCH and program.replicas.varies(op.inputs[0])
+            if is_split and program.has_effect(op):
+                raise PopxlNotImplementedError(
+                    f"The condition {op.inputs[0].id} may differ between replicas, and a side of the branch transfers "
+                    "to or from the host or Streaming Memory: replicas run in step, and each takes both sides.",
+                    where=op.where,
+                    hint="transfer before or after the branch, or make the condition equal with "
+                    "popxl.ops.collectives.replicated_all_reduce",
+                )
 
 
 def _check_call_site(op: Op) -> None:

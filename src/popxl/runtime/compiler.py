@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from popxl.ops._jax import jax
 from popxl.plan.steps import Compute, GraphPlan, Segment, called_plans
 from popxl.runtime.lowering import segment_avals, segment_function
+from popxl.runtime.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,17 @@ class Executable:
 _THREADS = 4
 
 
-def compile_plan(plan: GraphPlan, device: Any, cache_directory: str | None) -> dict[Hashable, Executable]:
+def compile_plan(plan: GraphPlan, placement: Placement, cache_directory: str | None) -> dict[Hashable, Executable]:
     """Return the executable of each distinct segment of a plan and of the plans it calls, by the segment's key.
 
     Args:
         plan: The plan.
-        device: Where the executables run.
+        placement: Where the executables run.
         cache_directory: Where compiled programs are kept for later processes, if anywhere.
     """
     segments = {s.key: s for s in plan_segments(plan)}
     with _persistent_cache(cache_directory), ThreadPoolExecutor(_THREADS) as pool:
-        executables = pool.map(partial(_compile, device=device), segments.values())
+        executables = pool.map(partial(_compile, placement=placement), segments.values())
         return dict(zip(segments, executables, strict=True))
 
 
@@ -64,10 +65,12 @@ def plan_segments(plan: GraphPlan) -> Iterator[Segment]:
             stack += called_plans(step)
 
 
-def _compile(segment: Segment, device: Any) -> Executable:
-    with jax.default_device(device), jax.enable_x64(True):
-        function = jax.jit(segment_function(segment), donate_argnums=segment.donated)
-        lowered: Any = function.lower(*segment_avals(segment))
+def _compile(segment: Segment, placement: Placement) -> Executable:
+    with jax.default_device(placement.device), jax.enable_x64(True):
+        avals, shardings = segment_avals(segment, placement.sharding)
+        wanted: dict[str, Any] = {} if shardings[-1] is None else {"out_shardings": tuple(shardings)}
+        function = jax.jit(segment_function(segment), donate_argnums=segment.donated, **wanted)
+        lowered: Any = function.lower(*avals)
         compiled: Any = lowered.compile()
         memory: Any = compiled.memory_analysis()
         if memory is None:  # not every backend tells

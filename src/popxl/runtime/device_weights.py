@@ -5,15 +5,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from popxl.ir import Ir
 from popxl.ops._jax import jax
+from popxl.plan.replicas import Replicas
+from popxl.plan.shards import resident_shards
 from popxl.runtime.completion import Completion
 from popxl.runtime.memory_limits import MemoryLimits
 from popxl.runtime.overlap import OverlappedTransfers
+from popxl.runtime.placement import Placement
+from popxl.runtime.replica_rows import find_layout
 from popxl.runtime.streaming.alloc import aligned_copy
 from popxl.runtime.streaming.blocks import BlockPool
 from popxl.runtime.streaming.tier import BufferSpec, Tier
@@ -28,10 +33,10 @@ class _Committed:
     """The host's value of a variable that it reads from a commit."""
 
     reader: Callable[[], np.ndarray[Any, Any]]
-    dtype: np.dtype[Any]
+    host_form: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
     def __call__(self) -> np.ndarray[Any, Any]:
-        return self.reader().view(self.dtype)
+        return self.host_form(self.reader())
 
 
 class DeviceWeights:
@@ -39,23 +44,36 @@ class DeviceWeights:
 
     Args:
         ir: The program.
-        device: The device.
+        replicas: What differs between its replicas.
+        placement: The devices.
         tier: Streaming Memory.
-        completion: The computations of the device.
+        completion: The computations of the devices.
         limits: How much memory transfers may take.
     """
 
-    def __init__(self, ir: Ir, device: Any, tier: Tier, completion: Completion, limits: MemoryLimits) -> None:
-        self._device = device
+    def __init__(
+        self,
+        ir: Ir,
+        replicas: Replicas,
+        placement: Placement,
+        tier: Tier,
+        completion: Completion,
+        limits: MemoryLimits,
+    ) -> None:
+        self._replicas = replicas
+        self._placement = placement
         self._tier = tier
         self._completion = completion
         self._limits = limits
-        self._buffers = remote_buffers(ir)
-        self._remote = [v for v in ir.main_graph.variables if v.location_info.isRemote()]
-        self._resident = resident_buffers(ir) if tier.capabilities.commits else {}
+        self._buffers = remote_buffers(ir, replicas)
+        variables = ir.main_graph.variables
+        self._remote = [v for v in variables if v.location_info.isRemote()]
+        self._layouts = {v: find_layout(ir, v) for v in variables}
+        self._shards = {(s.buffer_id, s.entry): s for s in resident_shards(ir.main_graph)}
+        self._resident = resident_buffers(ir, replicas) if tier.capabilities.commits else {}
         #: What the last commit stored for each variable on the device; it is stored again when it is another one.
-        self._committed: dict[Variable, weakref.ref[Any]] = {}
-        #: The device's value of each variable that is not remote.
+        self._committed: dict[Tensor, weakref.ref[Any]] = {}
+        #: The device's value of each variable that is not remote, and of each shard.
         self.values: dict[Tensor, Array] = {}
         #: How rows are moved.
         self.transfers: Transfers = DirectTransfers(tier)
@@ -90,56 +108,72 @@ class DeviceWeights:
         self._completion.wait()
         self.transfers.drain()
 
+    # Commits
+
     def commit(self) -> int:
         """Publish all variables as they are now; return the generation's number.
 
         Raises:
             StreamingMemoryError: A store has failed, or the commit; the last one stands.
         """
+        self._store_shards()
         for v, spec in self._resident.items():
-            value = self.values[v]
-            last = self._committed.get(v)
-            if last is None or last() is not value:
-                self.transfers.store(spec.buffer_id, 0, value)
+            if self._has_changed(v):
+                self.transfers.store(spec.buffer_id, 0, self._local(v))
         self.transfers.drain()
         generation = self._tier.commit()
-        self._committed = {v: weakref.ref(self.values[v]) for v in self._resident}
+        self._committed = {t: weakref.ref(value) for t, value in self.values.items()}
         # What the host read from the last commit, it reads from this one: the last one's rows may be overwritten now.
         self._read_from_commit(v for v in self._remote if isinstance(v.host_source, _Committed))
         return generation
+
+    def _has_changed(self, t: Tensor) -> bool:
+        last = self._committed.get(t)
+        return last is None or last() is not self.values[t]
 
     def _read_from_commit(self, variables: Iterable[Variable]) -> None:
         """Let the host read `variables`, which are remote, from the last commit, or give it copies."""
         for v in variables:
             reader = self._tier.committed_reader(*v.location_info.getRemoteBufferInfo())
-            if reader is None:
+            if reader is None or not self._can_be_lazy(v):
                 self.fetch(v)
             else:
-                v.host_value = _Committed(reader, v.dtype.as_numpy())
+                v.host_value = _Committed(reader, partial(self._host_form, v))
 
     def restore(self, variables: Iterable[Variable]) -> list[Variable]:
         """Take what the last commit holds of `variables`, if the tier goes on from one; return the others."""
+        found: list[Variable] = []
         missing: list[Variable] = []
-        with jax.default_device(self._device), jax.enable_x64(True):
+        with jax.default_device(self._placement.device), jax.enable_x64(True):
             for v in variables:
                 if v.location_info.isRemote():
-                    if not self._tier.holds(*v.location_info.getRemoteBufferInfo()):
-                        missing.append(v)
-                elif v in self._resident and self._tier.holds(self._resident[v].buffer_id, 0):
-                    self.values[v] = _device_copy(np.asarray(self.transfers.load(self._resident[v].buffer_id, 0)))
+                    is_there = self._tier.holds(*v.location_info.getRemoteBufferInfo())
                 else:
-                    missing.append(v)
+                    spec = self._resident.get(v)
+                    is_there = spec is not None and self._tier.holds(spec.buffer_id, 0)
+                    if spec is not None and is_there:
+                        self.values[v] = self._put_copy(v, np.asarray(self.transfers.load(spec.buffer_id, 0)))
+                (found if is_there else missing).append(v)
+            self._load_shards(found)
         return missing
+
+    # Between host and device
 
     def upload(self, variables: Iterable[Variable]) -> None:
         """Copy host values to the device, and remote ones to their rows."""
-        with jax.default_device(self._device), jax.enable_x64(True):
+        variables = list(variables)
+        with jax.default_device(self._placement.device), jax.enable_x64(True):
             for v in variables:
-                value = _device_copy(v.host_value.view(v.dtype.storage))
-                if not v.location_info.isRemote():
-                    self.values[v] = value
+                value = v.host_value.view(v.dtype.storage)
+                if self._varies(v):
+                    value = self._layouts[v].rows(value, self._placement.local_replicas)
+                placed = self._put_copy(v, value)
+                if v.location_info.isRemote():
+                    local = self._placement.local(placed, self._varies(v))
+                    self.transfers.store(*v.location_info.getRemoteBufferInfo(), local)
                 else:
-                    self.transfers.store(*v.location_info.getRemoteBufferInfo(), value)
+                    self.values[v] = placed
+            self._load_shards(variables)
             self.transfers.drain()
 
     def download(self, variables: Iterable[Variable], *, is_committed: bool) -> None:
@@ -148,6 +182,7 @@ class DeviceWeights:
         What is remote is not copied where the host can go on reading it where it is: from a row in RAM, or from the
         last commit. `is_committed`: whether nothing has changed since that.
         """
+        self._store_shards()
         committed: list[Variable] = []
         for v in variables:
             if v.location_info.isRemote() and v.memory_map is None and self._tier.capabilities.commits:
@@ -161,23 +196,78 @@ class DeviceWeights:
 
     def fetch(self, v: Variable) -> None:
         """Copy the value of one variable to the host."""
-        self.replace_host_value(v, np.asarray(self._value(v)).view(v.dtype.as_numpy()))
+        if v.location_info.isRemote() and v.location_info.getRemoteBufferInfo() in self._shards:
+            self._store_shards()
+        value = self._value(v)
+        if self._varies(v):
+            value = self._placement.everywhere(self._placement.put(value, varies=True))
+        rows = np.asarray(value)
+        self.replace_host_value(v, self._host_form(v, rows))
+        if v.gives_each_replica:
+            own = self._layouts[v].of_each_replica(rows) if self._varies(v) else np.stack([rows] * self._replicas.count)
+            v.replica_values = own.view(v.dtype.as_numpy())
 
     def _download_one(self, v: Variable) -> None:
-        if v.location_info.isRemote() and v.memory_map is None and self._tier.capabilities.zero_copy_load:
+        is_row = v.location_info.isRemote() and v.memory_map is None and self._tier.capabilities.zero_copy_load
+        if is_row and self._can_be_lazy(v):
             row = self._value(v)
-            v.host_value = lambda: np.array(row).view(v.dtype.as_numpy())
+            v.host_value = lambda: self._host_form(v, np.array(row))
         else:
             self.fetch(v)
 
+    def _can_be_lazy(self, v: Variable) -> bool:
+        """Whether the host can read a row later, on its own."""
+        is_whole = self._replicas.local == self._replicas.count or not self._varies(v)
+        return is_whole and not v.gives_each_replica
+
+    def _host_form(self, v: Variable, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The host's value, from what all replicas have."""
+        return (self._layouts[v].host(value) if self._varies(v) else value).view(v.dtype.as_numpy())
+
+    def _varies(self, v: Variable) -> bool:
+        if v.location_info.isRemote():
+            return v.location_info.getRemoteBufferInfo()[0] in self._replicas.buffers
+        return self._replicas.varies(v)
+
     def _value(self, v: Variable) -> Array:
+        """What this process's replicas have of a variable."""
         if v.location_info.isRemote():
             return self.transfers.load(*v.location_info.getRemoteBufferInfo())
-        return self.values[v]
+        return self._local(v)
+
+    def _local(self, t: Tensor) -> Array:
+        return self._placement.local(self.values[t], self._replicas.varies(t))
+
+    def _put_copy(self, t: Tensor, value: np.ndarray[Any, Any]) -> Array:
+        """Return a copy on the devices, never an alias: the user may change the host's array at any time.
+
+        The copy is made here because JAX's own compiles a program for each shape. Nobody else knows this memory, so a
+        CPU device may use it in place.
+        """
+        varies = self._varies(t) if isinstance(t, Variable) else self._replicas.varies(t)
+        return self._placement.put(jax.device_put(aligned_copy(value)), varies)
+
+    # Shards
+
+    def _load_shards(self, variables: Iterable[Variable]) -> None:
+        """Load the shards that lie on the device from the rows of their variables."""
+        for v in variables:
+            row = v.location_info.getRemoteBufferInfo()
+            shard = self._shards.get(row) if v.location_info.isRemote() else None
+            if shard is not None:
+                self.values[shard.tensor] = self._put_copy(shard.tensor, np.asarray(self.transfers.load(*row)))
+
+    def _store_shards(self) -> None:
+        """Store the shards that lie on the device to the rows of their variables."""
+        for row, shard in self._shards.items():
+            if self._has_changed(shard.tensor):
+                # A copy: a row keeps what it was given, and the next run overwrites this memory.
+                self.transfers.store(*row, aligned_copy(np.asarray(self._local(shard.tensor))))
 
     @staticmethod
     def replace_host_value(v: Variable, value: np.ndarray[Any, Any]) -> None:
         """Overwrite the host's array of a variable; a memory map is flushed."""
+        v.replica_values = None
         if v.is_lazy:
             v.host_value = np.array(value)
             return
@@ -186,30 +276,31 @@ class DeviceWeights:
             v.memory_map.flush()
 
 
-def remote_buffers(ir: Ir) -> list[BufferSpec]:
-    """The program's remote buffers, with the variables that live in them."""
+def remote_buffers(ir: Ir, replicas: Replicas) -> list[BufferSpec]:
+    """The program's remote buffers as this process stores them, with the variables that live in them."""
     names: dict[int, list[tuple[int, str]]] = {}
     for v in ir.main_graph.variables:
         if v.location_info.isRemote():
             buffer_id, entry = v.location_info.getRemoteBufferInfo()
             names.setdefault(buffer_id, []).append((entry, v.id))
     return [
-        BufferSpec(i, b.shape, b.dtype.storage, b.entries, tuple(sorted(names.get(i, []))))
+        BufferSpec(
+            i,
+            (replicas.local, *b.shape) if i in replicas.buffers else b.shape,
+            b.dtype.storage,
+            b.entries,
+            tuple(sorted(names.get(i, []))),
+        )
         for i, b in ir.remote_buffers.items()
     ]
 
 
-def resident_buffers(ir: Ir) -> dict[Variable, BufferSpec]:
+def resident_buffers(ir: Ir, replicas: Replicas) -> dict[Variable, BufferSpec]:
     """A buffer of one entry for each variable on the device: a commit stores them too."""
     first = max(ir.remote_buffers, default=0) + 1
     resident = [v for v in ir.main_graph.variables if not v.location_info.isRemote()]
-    return {v: BufferSpec(first + k, v.shape, v.dtype.storage, 1, ((0, v.id),)) for k, v in enumerate(resident)}
-
-
-def _device_copy(value: np.ndarray[Any, Any]) -> Array:
-    """Return a copy on the device, never an alias: the user may change the host's array at any time.
-
-    The copy is made here because JAX's own compiles a program for each shape. Nobody else knows this memory, so a
-    CPU device may use it in place.
-    """
-    return jax.device_put(aligned_copy(value))
+    shapes = [(replicas.local, *v.shape) if replicas.varies(v) else v.shape for v in resident]
+    return {
+        v: BufferSpec(first + k, shape, v.dtype.storage, 1, ((0, v.id),))
+        for k, (v, shape) in enumerate(zip(resident, shapes, strict=True))
+    }

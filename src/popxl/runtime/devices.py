@@ -14,8 +14,8 @@ from popxl.ops._jax import jax
 _BACKENDS = {"cpu": "cpu", "gpu": "gpu", "ipu_model": None, "ipu_hw": None}
 
 
-def find_device(device_desc: str) -> Any:
-    """Return the device for a device string.
+def find_devices(device_desc: str) -> list[Any]:
+    """Return the devices of this process for a device string.
 
     Args:
         device_desc: ``"cpu"``, ``"gpu"``, or the reference's ``"ipu_model"`` and ``"ipu_hw"``, which stand for
@@ -30,7 +30,7 @@ def find_device(device_desc: str) -> Any:
             f"Incorrect device type provided: {device_desc!r}.", hint=f"use one of {', '.join(map(repr, _BACKENDS))}"
         )
     try:
-        return cast("list[Any]", jax.local_devices(backend=_BACKENDS[device_desc]))[0]
+        return cast("list[Any]", jax.local_devices(backend=_BACKENDS[device_desc]))
     except RuntimeError as error:
         there = ", ".join(sorted({d.platform for d in cast("list[Any]", jax.local_devices())}))
         raise DeviceError(

@@ -32,6 +32,7 @@ from popxl.plan.steps import (
 from popxl.runtime.compiler import Executable, plan_segments
 from popxl.runtime.completion import Completion
 from popxl.runtime.host_io import HostStreams
+from popxl.runtime.placement import Placement
 from popxl.runtime.printing import print_value
 from popxl.runtime.streaming.ram import RamTier
 from popxl.runtime.transfers import DirectTransfers, Transfers
@@ -44,22 +45,23 @@ _NO_TRANSFERS = DirectTransfers(RamTier())
 
 
 class Executor:
-    """Runs a program's plan on one device.
+    """Runs a program's plan.
 
     Args:
         plan: The plan of the main graph.
         executables: The executable of each segment, by its key.
-        device: The device.
+        placement: The devices.
         completion: Hears of each computation.
     """
 
     def __init__(
-        self, plan: GraphPlan, executables: Mapping[Hashable, Executable], device: Any, completion: Completion
+        self, plan: GraphPlan, executables: Mapping[Hashable, Executable], placement: Placement, completion: Completion
     ) -> None:
         self._plan = plan
         # By identity: a key is as long as its segment, too long to hash at every step.
         self._executables = {s: executables[s.key] for s in plan_segments(plan)}
-        self._device = device
+        self._placement = placement
+        self._replicas = plan.replicas
         self._completion = completion
         self._transfers: Transfers = _NO_TRANSFERS
         self._constants: dict[Constant, Array] = {}
@@ -84,13 +86,13 @@ class Executor:
         """Run the main graph once.
 
         Args:
-            variables: The device's value of each variable; replaced by the new values, also when a step fails.
+            variables: The device's value of each variable and shard; replaced by the new ones, also when a step fails.
             streams: The host streams of this run.
             transfers: Streaming Memory.
         """
         self._streams, self._transfers = streams, transfers
         plan = self._plan
-        with jax.default_device(self._device), jax.enable_x64(True):
+        with jax.default_device(self._placement.device), jax.enable_x64(True):
             frame = self._new_frame(plan)
             for slot, v in plan.variables:
                 frame[slot] = variables[v]
@@ -126,7 +128,21 @@ class Executor:
     def _constant_value(self, constant: Constant) -> Array:
         """A single number stays on the host, where offsets are read; anything larger goes to the device once."""
         value = constant.host_value.view(constant.dtype.storage)
-        return value if constant.nelms == 1 else jax.device_put(value, may_alias=False)
+        if self._replicas.varies(constant):
+            return self._spread(constant, value)
+        if constant.nelms == 1:
+            return value
+        return self._placement.put(jax.device_put(value, may_alias=False), varies=False)
+
+    def _spread(self, t: Tensor, value: np.ndarray[Any, Any]) -> Array:
+        """A value that the host knows, in the form that the tensor has on the device."""
+        if not self._replicas.varies(t):
+            return value
+        return self._placement.put(np.stack([value] * self._replicas.local), varies=True)
+
+    def _local(self, t: Tensor, value: Array) -> Array:
+        """This process's part of a tensor's value."""
+        return self._placement.local(value, self._replicas.varies(t))
 
     def _walk(self, plan: GraphPlan, frame: Frame) -> None:
         actions = self._actions
@@ -149,27 +165,65 @@ class Executor:
     # Transfers
 
     def _host_load(self, frame: Frame, step: HostLoad) -> None:
-        frame[step.output] = self._streams.load(step.op)
+        item = self._streams.load(step.op)
+        frame[step.output] = self._placement.put(item, self._replicas.varies(step.op.outputs[0]))
 
     def _host_store(self, frame: Frame, step: HostStore) -> None:
-        self._streams.store(step.op, frame[step.input])
+        self._streams.store(step.op, self._local(step.op.inputs[0], frame[step.input]))
 
     def _print(self, frame: Frame, step: Print) -> None:
         frame[step.output] = frame[step.input]
         if step.op.attributes["print_self"]:
-            print_value(step.op, np.asarray(frame[step.input]))
+            print_value(step.op, np.asarray(self._local(step.op.inputs[0], frame[step.input])))
 
     def _check(self, frame: Frame, step: Check) -> None:
-        raise_unless_in_range(np.asarray(frame[step.input]), where=step.op.where, **step.op.attributes)
+        value = np.asarray(self._local(step.op.inputs[0], frame[step.input]))
+        raise_unless_in_range(value, where=step.op.where, **step.op.attributes)
 
     def _remote_load(self, frame: Frame, step: RemoteLoad) -> None:
-        entry = self._entry(step.op, frame[step.offset])
-        frame[step.output] = self._at(step.op, lambda: self._transfers.load(step.buffer_id, entry))
+        op, buffer_id = step.op, step.buffer_id
+        varies = buffer_id in self._replicas.buffers
+        if self._replicas.varies(op.inputs[1]):
+            frame[step.output] = self._at(op, lambda: self._load_each(op, buffer_id, frame[step.offset]))
+            return
+        entry = self._entry(op, frame[step.offset])
+        row = self._at(op, lambda: self._transfers.load(buffer_id, entry))
+        frame[step.output] = self._placement.put(row, varies)
 
     def _remote_store(self, frame: Frame, step: RemoteStore) -> None:
-        entry = self._entry(step.op, frame[step.offset])
-        value = frame[step.input]
-        self._at(step.op, lambda: self._transfers.store(step.buffer_id, entry, value, step.op))
+        op, buffer_id, value = step.op, step.buffer_id, frame[step.input]
+        if self._replicas.varies(op.inputs[1]):
+            self._at(op, lambda: self._store_each(op, buffer_id, frame[step.offset], value))
+            return
+        entry = self._entry(op, frame[step.offset])
+        local = self._placement.local(value, buffer_id in self._replicas.buffers)
+        self._at(op, lambda: self._transfers.store(buffer_id, entry, local, op))
+
+    def _load_each(self, op: Op, buffer_id: int, offsets: Array) -> Array:
+        """Load the row that each replica asks for: each row once, and of it the parts of those replicas."""
+        entries = self._entries(op, offsets)
+        distinct = [int(e) for e in np.unique(entries)]
+        rows = self._transfers.load_each(buffer_id, distinct)
+        placed = {e: self._placement.put(row, varies=True) for e, row in zip(distinct, rows, strict=True)}
+        return self._placement.select(placed, entries)
+
+    def _store_each(self, op: Op, buffer_id: int, offsets: Array, value: Array) -> None:
+        """Store each replica's part into the row that it asks for; the others' parts of that row stay."""
+        entries = self._entries(op, offsets)
+        distinct = [int(e) for e in np.unique(entries)]
+        put, local = self._placement.put, self._placement.local
+
+        def changed(entry: int, row: Array) -> Array:
+            return local(self._placement.where(entries == entry, value, put(row, varies=True)), varies=True)
+
+        self._transfers.change_each(buffer_id, distinct, changed, op)
+
+    def _entries(self, op: Op, offsets: Array) -> np.ndarray[Any, Any]:
+        """The offset of each replica of the job."""
+        entries = self._placement.everywhere(offsets).reshape(-1)
+        for offset in entries:
+            self._entry(op, offset)
+        return entries
 
     def _entry(self, op: Op, offset: Array) -> int:
         """The offset as a number; this waits for the device if the offset comes from there."""
@@ -212,8 +266,10 @@ class Executor:
         state = [None, None, *(frame[i] for i in call.inputs)]
         self._release(frame, call)
         first, carried = 2, len(call.outputs)
+        hidden = call.op.called_graphs[0].inputs[:first]
         for i in range(step.count):
-            state[:first] = [np.asarray(i, np.int32), np.asarray(True)]
+            known = (np.asarray(i, np.int32), np.asarray(True))
+            state[:first] = [self._spread(t, value) for t, value in zip(hidden, known, strict=True)]
             inner = self._new_frame(call.body)
             self._pass(inner, call, state)
             # The body has the carried values now, and lets go of each after its last use.

@@ -7,7 +7,7 @@ move bytes. See ``docs/explanation/streaming-engine.md``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -108,12 +108,25 @@ class OverlappedTransfers(Transfers):
         """See `Transfers.store`."""
         row = (buffer_id, entry)
         ahead = self._pass_by(ComingStore, row)
-        self._writes.add(self._specs[buffer_id], entry, value, op)
-        self._keep(row, value)
-        if ahead is not None:
-            for follower in ahead.followers:
-                self._fetch(follower)
+        self._store_now(row, value, op)
+        self._go_on(ahead)
+
+    def load_each(self, buffer_id: int, entries: Sequence[int]) -> list[Array]:
+        """See `Transfers.load_each`."""
+        self._pass_by(ComingLoad, (buffer_id, entries[0]))
+        values = [self._load_now((buffer_id, entry)) for entry in entries]
         self._read_ahead()
+        return values
+
+    def change_each(
+        self, buffer_id: int, entries: Sequence[int], changed: Callable[[int, Array], Array], op: Op | None = None
+    ) -> None:
+        """See `Transfers.change_each`."""
+        ahead = self._pass_by(ComingStore, (buffer_id, entries[0]))
+        for entry in entries:
+            row = (buffer_id, entry)
+            self._store_now(row, changed(entry, self._load_now(row)), op)
+        self._go_on(ahead)
 
     def branch(self, taken: bool) -> None:
         """See `Transfers.branch`."""
@@ -259,6 +272,17 @@ class OverlappedTransfers(Transfers):
                 raise
             fetched.transfer = fetched.block = None
         return fetched.value
+
+    def _store_now(self, row: Row, value: Array, op: Op | None) -> None:
+        self._writes.add(self._specs[row[0]], row[1], value, op)
+        self._keep(row, value)
+
+    def _go_on(self, store: _Ahead | None) -> None:
+        """Read ahead after a store; first what had to wait for it."""
+        if store is not None:
+            for follower in store.followers:
+                self._fetch(follower)
+        self._read_ahead()
 
     def _load_now(self, row: Row) -> Array:
         """The value of a row that was not fetched."""

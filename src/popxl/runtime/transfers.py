@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from popxl.op import Op
@@ -26,6 +27,17 @@ class Transfers(ABC):
     @abstractmethod
     def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
         """Set a row to a value that nobody changes any more."""
+
+    def load_each(self, buffer_id: int, entries: Sequence[int]) -> list[Array]:
+        """The rows of a load whose replicas ask for different ones."""
+        return [self.load(buffer_id, entry) for entry in entries]
+
+    def change_each(
+        self, buffer_id: int, entries: Sequence[int], changed: Callable[[int, Array], Array], op: Op | None = None
+    ) -> None:
+        """Give rows new values, of which some parts are the old ones: a store whose replicas ask for different rows."""
+        for entry in entries:
+            self.store(buffer_id, entry, changed(entry, self.load(buffer_id, entry)), op)
 
     @abstractmethod
     def branch(self, taken: bool) -> None:
