@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from popxl.errors import ContextError, PopxlTypeError
 from popxl.graph import Graph
+from popxl.job import Job
 from popxl.op import Effect
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
@@ -40,7 +41,8 @@ class Ir:
     """A program: one main graph and the graphs it calls.
 
     Args:
-        replication: Number of replicas, or ``"popdist"`` for the number that a multi-process launcher set.
+        replication: Number of replicas, or ``"popdist"`` for those of a job of several processes, as ``popxl run`` and
+            the environment say (`popxl.job`); a process that is alone has one replica.
 
     Example:
         >>> import popxl
@@ -53,8 +55,9 @@ class Ir:
 
     def __init__(self, replication: int | Literal["popdist"] = 1) -> None:
         self._id = next(_ir_ids)
-        # A single process is its own whole job.
-        self._replication = 1 if replication == "popdist" else replication
+        #: The processes that run this program together.
+        self.job = Job.from_environment() if replication == "popdist" else Job()
+        self._local_replication = self.job.local_replicas if replication == "popdist" else replication
         self._sealed = False
         self._tensor_suffixes = itertools.count()
         self._graph_numbers = itertools.count()
@@ -85,31 +88,31 @@ class Ir:
 
     @property
     def replication_factor(self) -> int:
-        """Number of replicas of the whole job."""
-        return self._replication
+        """Number of replicas of the whole job. Setting it sets the number of each process."""
+        return self._local_replication * self.job.process_count
 
     @replication_factor.setter
     def replication_factor(self, value: int) -> None:
         if self._sealed:
             raise ContextError(
                 f"The `Ir` {self._id} is already prepared: a Session was made from it, so its replication factor "
-                f"stays {self._replication}.",
+                f"stays {self.replication_factor}.",
                 hint="set replication_factor before popxl.Session(ir)",
             )
-        self._replication = value
+        self._local_replication = value
 
     @property
     def instance_replication_factor(self) -> int:
         """Number of replicas in this process."""
-        return self._replication
+        return self._local_replication
 
     def replica_grouping(self, stride: int = 1, group_size: int | None = None) -> ReplicaGrouping:
         """Partition the replicas into groups by stride and size (spec ``tensors-dtypes.md`` §8.1)."""
-        return ReplicaGrouping._from_stride(self, self._replication, stride, group_size)  # pyright: ignore[reportPrivateUsage]
+        return ReplicaGrouping._from_stride(self, self.replication_factor, stride, group_size)  # pyright: ignore[reportPrivateUsage]
 
     def replica_grouping_from_assignments(self, assignment: Sequence[int]) -> ReplicaGrouping:
         """Partition the replicas by the group number of each (spec ``tensors-dtypes.md`` §8.2)."""
-        return ReplicaGrouping._from_assignment(self, list(assignment), self._replication)  # pyright: ignore[reportPrivateUsage]
+        return ReplicaGrouping._from_assignment(self, list(assignment), self.replication_factor)  # pyright: ignore[reportPrivateUsage]
 
     # Graphs
 

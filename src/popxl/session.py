@@ -37,6 +37,7 @@ from popxl.units import parse_bytes
 from popxl.utils import to_numpy
 
 if TYPE_CHECKING:
+    from popxl.runtime.events import Sink
     from popxl.runtime.streaming import StreamingMemory
 
 Array = Any
@@ -103,13 +104,17 @@ class Session:
         from popxl.runtime.executor import Executor
         from popxl.runtime.memory_limits import MemoryLimits
         from popxl.runtime.placement import find_placement
+        from popxl.runtime.processes import join
         from popxl.runtime.streaming import StreamingMemory
 
         if not isinstance(ir, Ir):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PopxlTypeError(f"A Session takes an Ir, not {ir!r}.", hint="pass the Ir, not a graph")
         self._ir = ir
+        peers = join(ir.job)
         placement = find_placement(device_desc, ir.replication_factor, ir.instance_replication_factor, devices)
         self._streaming_memory = StreamingMemory.from_spec(streaming_memory)
+        if peers is not None:
+            self._streaming_memory.tier.join(peers)
         if not ir.main_graph.ops:
             raise CoreError(f"{ir!r} has no graphs with ops to run.", hint="add ops inside `with ir.main_graph:`")
         check_program(ir)
@@ -133,6 +138,7 @@ class Session:
         peak_bytes, host_bytes = self._figures.device.peak_bytes, self._streaming_memory.host_bytes
         limits = MemoryLimits.choose(remote_buffers(ir, replicas), peak_bytes, budget, host_bytes)
         completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(placement.device))
+        self._events = completion.events
         self._weights = DeviceWeights(ir, replicas, placement, self._streaming_memory.tier, completion, limits)
         self._executor = Executor(self._plan, executables, placement, completion)
         self._entries: list[bool] = []
@@ -302,6 +308,12 @@ class Session:
         """
         self._check_attached()
         self._weights.wait()
+
+    def _observe(self, sink: Sink | None) -> None:
+        """Wait for what is under way; hand each later event to `sink`, in the thread of the run."""
+        if self.is_attached:
+            self._weights.wait()
+        self._events.sink = sink
 
     def create_host_outputs(self) -> Mapping[DeviceToHostStream, HostArray]:
         """Return an uninitialised array for each output stream."""

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="popxl", description="Tools for OpenPopXL programs.", allow_abbrev=False)
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_buffers(groups.add_parser("buffers", help="look at, check, export and import Streaming Memory directories"))
+    _add_run(groups.add_parser("run", help="run a program in several processes of this machine"))
     return parser
 
 
@@ -75,6 +76,24 @@ def _add_buffers(parser: argparse.ArgumentParser) -> None:
     load.set_defaults(command=_import)
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        'Run a program in several processes of this machine. Its popxl.Ir("popdist") has the replicas of all of them. '
+        "If one process fails, the others are ended."
+    )
+    parser.add_argument("-n", "--processes", type=_positive, required=True, metavar="N", help="number of processes")
+    parser.add_argument("--replicas", type=_positive, metavar="R", help="replicas of the whole job (default: N)")
+    parser.add_argument("program", metavar="PROGRAM.py", help="the program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    parser.set_defaults(command=_run)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def _add_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help='the DIR of streaming_memory="file:DIR"')
 
@@ -101,6 +120,13 @@ def _import(arguments: argparse.Namespace) -> int:
     from . import buffers
 
     return buffers.import_(arguments.file, arguments.directory)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from . import run
+
+    count = arguments.processes
+    return run.run(count, arguments.replicas or count, [arguments.program, *arguments.arguments])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
+from popxl.runtime.events import Events
+
 
 @final
 class Completion:
@@ -18,10 +20,17 @@ class Completion:
             that were loaded for them, beyond one at a time; None for no limit.
         let_go: Makes the device's library drop its references to the arguments of what has finished. JAX does so
             when it is next called, and a thread that only waits does not call it.
+        events: Hears of waits.
     """
 
-    def __init__(self, slack_bytes: int | None = None, let_go: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        slack_bytes: int | None = None,
+        let_go: Callable[[], object] = lambda: None,
+        events: Events | None = None,
+    ) -> None:
         self.slack_bytes = slack_bytes
+        self.events = events or Events()
         self._let_go = let_go
         #: Number of computations dispatched so far.
         self.dispatched = 0
@@ -63,10 +72,13 @@ class Completion:
         self.poll()
         if not self._tokens:
             return False
+        begin_s = self.events.now()
         try:
             self._tokens[0][0].block_until_ready()
         finally:  # one that failed has finished too; whoever reads its results hears of it
             self._pop()
+            if begin_s is not None:
+                self.events.emit("host", "wait for computation", 0, begin_s)
         self._let_go()
         return True
 
@@ -74,6 +86,7 @@ class Completion:
         """Wait until all have finished."""
         while self.wait_for_oldest():
             pass
+        self.events.settle()
 
     def _pop(self) -> None:
         _, nbytes = self._tokens.popleft()

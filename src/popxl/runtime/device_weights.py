@@ -76,7 +76,7 @@ class DeviceWeights:
         #: The device's value of each variable that is not remote, and of each shard.
         self.values: dict[Tensor, Array] = {}
         #: How rows are moved.
-        self.transfers: Transfers = DirectTransfers(tier)
+        self.transfers: Transfers = DirectTransfers(tier, completion.events)
 
     def attach(self) -> None:
         """Open Streaming Memory. Its rows are zeros, or what the last commit made them if the tier goes on from one."""
@@ -85,15 +85,20 @@ class DeviceWeights:
         if self._tier.capabilities.asynchronous:
             pool = BlockPool(self._limits.pool_bytes, self._completion)
             self.transfers = OverlappedTransfers(
-                self._tier, specs, pool, self._limits.write_bytes, self._limits.cache_bytes
+                self._tier,
+                specs,
+                pool,
+                self._limits.write_bytes,
+                self._limits.cache_bytes,
+                self._completion.events,
             )
         else:
-            self.transfers = DirectTransfers(self._tier)
+            self.transfers = DirectTransfers(self._tier, self._completion.events)
 
     def detach(self) -> None:
         """Drop the device's values and close Streaming Memory."""
         self.transfers.close()
-        self.transfers = DirectTransfers(self._tier)
+        self.transfers = DirectTransfers(self._tier, self._completion.events)
         self._completion.wait()
         self.values.clear()
         self._committed.clear()
@@ -239,13 +244,8 @@ class DeviceWeights:
         return self._placement.local(self.values[t], self._replicas.varies(t))
 
     def _put_copy(self, t: Tensor, value: np.ndarray[Any, Any]) -> Array:
-        """Return a copy on the devices, never an alias: the user may change the host's array at any time.
-
-        The copy is made here because JAX's own compiles a program for each shape. Nobody else knows this memory, so a
-        CPU device may use it in place.
-        """
         varies = self._varies(t) if isinstance(t, Variable) else self._replicas.varies(t)
-        return self._placement.put(jax.device_put(aligned_copy(value)), varies)
+        return self._placement.put_copy(value, varies)
 
     # Shards
 

@@ -27,6 +27,7 @@ from popxl.plan.steps import (
     Print,
     RemoteLoad,
     RemoteStore,
+    Segment,
     Step,
 )
 from popxl.runtime.compiler import Executable, plan_segments
@@ -63,6 +64,7 @@ class Executor:
         self._placement = placement
         self._replicas = plan.replicas
         self._completion = completion
+        self._events = completion.events
         self._transfers: Transfers = _NO_TRANSFERS
         self._constants: dict[Constant, Array] = {}
         self._templates: dict[GraphPlan, Frame] = {}
@@ -100,7 +102,7 @@ class Executor:
             try:
                 transfers.begin(lookahead(plan, streams.item))
                 self._walk(plan, frame)
-                streams.flush()
+                self._flush(streams)
             except BaseException as error:
                 failure = error
                 # The plan counts on what the rest of the run would have done; now a row may be a variable's memory.
@@ -113,6 +115,12 @@ class Executor:
                 transfers.end(failure)
                 failure = None  # it refers to this frame
                 self._streams, self._transfers = HostStreams({}, {}), _NO_TRANSFERS
+
+    def _flush(self, streams: HostStreams) -> None:
+        begin_s = self._events.now()
+        streams.flush()
+        if begin_s is not None:
+            self._events.emit("host", "fetch outputs", 0, begin_s)
 
     def _new_frame(self, plan: GraphPlan) -> Frame:
         """A frame with the constants in it, the same arrays in every frame."""
@@ -130,9 +138,7 @@ class Executor:
         value = constant.host_value.view(constant.dtype.storage)
         if self._replicas.varies(constant):
             return self._spread(constant, value)
-        if constant.nelms == 1:
-            return value
-        return self._placement.put(jax.device_put(value, may_alias=False), varies=False)
+        return value if constant.nelms == 1 else self._placement.put_copy(value, varies=False)
 
     def _spread(self, t: Tensor, value: np.ndarray[Any, Any]) -> Array:
         """A value that the host knows, in the form that the tensor has on the device."""
@@ -146,16 +152,48 @@ class Executor:
 
     def _walk(self, plan: GraphPlan, frame: Frame) -> None:
         actions = self._actions
+        if self._events.sink is not None:
+            self._walk_observed(plan, frame)
+            return
         for step in plan.steps:
             actions[type(step)](frame, step)
+
+    def _walk_observed(self, plan: GraphPlan, frame: Frame) -> None:
+        for step in plan.steps:
+            self._await_number(frame, step)
+            begin_s = self._events.now() or 0.0
+            self._actions[type(step)](frame, step)
+            if isinstance(step, Evaluate | HostLoad | HostStore | Print | Check):
+                moved = step.op.inputs if isinstance(step, HostStore) else step.op.outputs
+                n_bytes = sum(t.nelms * t.dtype.nbytes for t in moved)
+                self._events.emit("host", step.op.type, n_bytes, begin_s, step.op.where)
+
+    def _await_number(self, frame: Frame, step: Step) -> None:
+        """Wait for what the step reads on the host, so that the wait is an event of its own."""
+        match step:
+            case Branch():
+                value = frame[step.condition]
+            case RemoteLoad() | RemoteStore():
+                value = frame[step.offset]
+            case Print() | Check():
+                value = frame[step.input]
+            case _:
+                return
+        if not isinstance(value, np.ndarray | np.generic) and not value.is_ready():
+            begin_s = self._events.now() or 0.0
+            value.block_until_ready()
+            self._events.emit("host", "wait for value", 0, begin_s, step.op.where)
 
     # Compute
 
     def _compute(self, frame: Frame, step: Compute) -> None:
         executable = self._executables[step.segment]
         self._completion.admit(executable.new_bytes)
+        begin_s = self._events.now()
         *results, token = executable.call(*[frame[i] for i in step.inputs])
         self._completion.add(token, executable.new_bytes)
+        if begin_s is not None:
+            self._events.emit_when_ready(token, executable.new_bytes, begin_s, _segment_label(step.segment))
         for slot, value in zip(step.outputs, results, strict=True):
             frame[slot] = value
 
@@ -312,3 +350,8 @@ class Executor:
     def _free(frame: Frame, step: Free) -> None:
         for slot in step.slots:
             frame[slot] = None
+
+
+def _segment_label(segment: Segment) -> str:
+    first = next((item.where for item in segment.items if isinstance(item, Op)), "")
+    return f"{len(segment.items)} ops from {first}"

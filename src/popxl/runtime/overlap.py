@@ -13,6 +13,7 @@ from typing import Any, final
 
 from popxl.op import Op
 from popxl.plan.lookahead import Coming, ComingBranch, ComingLoad, ComingStore, Walk
+from popxl.runtime.events import Events, row_label
 from popxl.runtime.streaming.blocks import Block, BlockPool
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
@@ -62,15 +63,23 @@ class OverlappedTransfers(Transfers):
         write_bytes: How much may be unwritten before a store waits.
         cache_bytes: How much may be kept of rows that the program is done with. The first rows stay: programs go
             round, and of a round that does not fit, the rows used longest ago are the next to be used.
+        events: Hears of rows that were moved, and of waits.
     """
 
     def __init__(
-        self, tier: Tier, specs: Iterable[BufferSpec], pool: BlockPool, write_bytes: int, cache_bytes: int = 0
+        self,
+        tier: Tier,
+        specs: Iterable[BufferSpec],
+        pool: BlockPool,
+        write_bytes: int,
+        cache_bytes: int = 0,
+        events: Events | None = None,
     ) -> None:
         self._tier = tier
         self._specs = {spec.buffer_id: spec for spec in specs}
         self._pool = pool
-        self._writes = WriteBehind(tier, write_bytes)
+        self._events = events or Events()
+        self._writes = WriteBehind(tier, write_bytes, self._events)
         self._batch_bytes = min(BATCH_BYTES, pool.limit_bytes // 4)
         self._walk: Walk | None = None
         self._at_branch = False
@@ -255,7 +264,13 @@ class OverlappedTransfers(Transfers):
     def _start(self) -> None:
         if self._to_start:
             transfers, self._to_start, self._to_start_bytes = self._to_start, [], 0
-            self._tier.start_reads(transfers)
+            self._start_reads(transfers)
+
+    def _start_reads(self, transfers: Sequence[Transfer]) -> None:
+        if self._events.sink is not None:
+            for transfer in transfers:
+                transfer.begin_s = self._events.now()
+        self._tier.start_reads(transfers)
 
     def _take(self, row: Row, fetched: _Fetched) -> Array:
         """The value that was fetched for a load."""
@@ -294,21 +309,31 @@ class OverlappedTransfers(Transfers):
         self._start()
         block = self._pool.take_at_any_cost(spec.padded_bytes)
         transfer = Transfer(spec, row[1], block.raw)
-        self._tier.start_reads([transfer])
+        self._start_reads([transfer])
         return self._receive(transfer, block)
 
     def _receive(self, transfer: Transfer, block: Block) -> Array:
+        wait_s = None if transfer.is_done else self._events.now()
         try:
             transfer.wait()
         except BaseException:
             transfer.wait_quietly()  # an interrupt must not give away memory that is being filled
             self._pool.give_back(block)
             raise
+        if self._events.sink is not None:
+            self._report(transfer, wait_s)
         self._tier.counters.loads += 1
         self._tier.counters.bytes_loaded += transfer.spec.entry_bytes
         value = self._pool.lend(block, transfer.spec)
         self._keep((transfer.spec.buffer_id, transfer.entry), value)
         return value
+
+    def _report(self, transfer: Transfer, wait_s: float | None) -> None:
+        n_bytes, label = transfer.spec.entry_bytes, row_label(transfer.spec.buffer_id, transfer.entry)
+        if wait_s is not None:
+            self._events.emit("host", "wait for row", n_bytes, wait_s, label)
+        if transfer.begin_s is not None:
+            self._events.emit("load", "load", n_bytes, transfer.begin_s, label, transfer.end_s)
 
     def _in_memory(self, row: Row) -> Array | None:
         """The value of a row as far as the run has come, if it need not be read."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from popxl.errors import DeviceError, PopxlValueError
 from popxl.ops._jax import jax, jnp
+from popxl.runtime.streaming.alloc import aligned_copy
 
 Array = Any
 _AXIS = "replicas"
@@ -62,6 +63,15 @@ class Placement:
             return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
         parts = [shard.data for shard in value.addressable_shards]
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    def put_copy(self, value: np.ndarray[Any, Any], varies: bool) -> Array:
+        """Give the devices a copy of a value, never an alias: whoever has the array may change it at any time.
+
+        The copy is made here because JAX's own compiles a program for each shape. Nobody else knows this memory, so a
+        CPU device may use it in place.
+        """
+        copy = aligned_copy(value)
+        return jax.device_put(copy) if self._is_one else self.put(copy, varies)
 
     def local(self, value: Array, varies: bool) -> Array:
         """This process's part of a value: of what varies, its own replicas. Neither waits nor copies."""

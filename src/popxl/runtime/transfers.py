@@ -8,6 +8,7 @@ from typing import Any, final
 
 from popxl.op import Op
 from popxl.plan.lookahead import Walk
+from popxl.runtime.events import Events, row_label
 from popxl.runtime.streaming.tier import Tier
 
 Array = Any
@@ -69,8 +70,9 @@ class Transfers(ABC):
 class DirectTransfers(Transfers):
     """For tiers whose loads and stores cost nothing, or that can only do one thing at a time."""
 
-    def __init__(self, tier: Tier) -> None:
+    def __init__(self, tier: Tier, events: Events | None = None) -> None:
         self._tier = tier
+        self._events = events or Events()
 
     def begin(self, walk: Walk) -> None:
         """See `Transfers.begin`."""
@@ -78,12 +80,19 @@ class DirectTransfers(Transfers):
 
     def load(self, buffer_id: int, entry: int) -> Array:
         """See `Transfers.load`."""
-        return self._tier.load(buffer_id, entry)
+        begin_s = self._events.now()
+        value: Array = self._tier.load(buffer_id, entry)
+        if begin_s is not None:
+            self._events.emit("load", "load", value.nbytes, begin_s, row_label(buffer_id, entry))
+        return value
 
     def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
         """See `Transfers.store`."""
         del op
+        begin_s = self._events.now()
         self._tier.store(buffer_id, entry, value)
+        if begin_s is not None:
+            self._events.emit("store", "store", value.nbytes, begin_s, row_label(buffer_id, entry))
 
     def branch(self, taken: bool) -> None:
         """See `Transfers.branch`."""

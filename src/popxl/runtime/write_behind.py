@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from popxl.op import Op
+from popxl.runtime.events import Events, row_label
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
 
@@ -55,10 +56,12 @@ class WriteBehind:
     Args:
         tier: An asynchronous tier.
         limit_bytes: How much may be unwritten before a store waits.
+        events: Hears of stores that are done, and of waits.
     """
 
-    def __init__(self, tier: Tier, limit_bytes: int) -> None:
+    def __init__(self, tier: Tier, limit_bytes: int, events: Events | None = None) -> None:
         self.limit_bytes = limit_bytes
+        self._events = events or Events()
         self._tier = tier
         self._pending: deque[Write] = deque()
         self._latest: dict[Row, Write] = {}
@@ -88,10 +91,11 @@ class WriteBehind:
             StreamingMemoryError: An earlier store failed.
         """
         while self._pending and self._pending_bytes + spec.entry_bytes > self.limit_bytes:
-            self._pending[0].transfer.wait_quietly()
+            self._wait_for_oldest()
             self.collect()
         row = (spec.buffer_id, entry)
         write = Write(Transfer(spec, entry, _NOTHING), value, op, self._latest.get(row))
+        write.transfer.begin_s = self._events.now()
         self._pending.append(write)
         self._pending_bytes += spec.entry_bytes
         self._latest[row] = write
@@ -118,6 +122,9 @@ class WriteBehind:
                 raise error
             self._tier.counters.stores += 1
             self._tier.counters.bytes_stored += spec.entry_bytes
+            if write.transfer.begin_s is not None:
+                begin_s, end_s = write.transfer.begin_s, write.transfer.end_s
+                self._events.emit("store", "store", spec.entry_bytes, begin_s, row_label(*write.row), end_s)
 
     def drain(self) -> None:
         """Wait until everything is written.
@@ -132,7 +139,7 @@ class WriteBehind:
         """Wait until everything is written or has failed; return the errors."""
         errors: list[Exception] = []
         while self._pending:
-            self._pending[0].transfer.wait_quietly()
+            self._wait_for_oldest()
             try:
                 self.collect()
             except Exception as error:  # noqa: BLE001 - the caller decides
@@ -145,6 +152,14 @@ class WriteBehind:
             self._queue.put(None)
             self._thread.join()
             self._thread = None
+
+    def _wait_for_oldest(self) -> None:
+        write = self._pending[0]
+        begin_s = None if write.transfer.is_done else self._events.now()
+        write.transfer.wait_quietly()
+        if begin_s is not None:
+            n_bytes = write.transfer.spec.entry_bytes
+            self._events.emit("host", "wait for store", n_bytes, begin_s, row_label(*write.row))
 
     # The thread's side
 
@@ -186,6 +201,8 @@ class WriteBehind:
         if not transfers:
             return
         try:
+            for transfer in transfers:
+                transfer.begin()
             self._tier.start_writes(transfers)
         except Exception as error:  # noqa: BLE001 - whoever waits hears of it
             for transfer in transfers:

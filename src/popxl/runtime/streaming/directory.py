@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -161,13 +161,13 @@ def _read_regular(path: Path, limit_bytes: int) -> bytes | None:
         return file.read(limit_bytes)
 
 
-def read_generation(directory: Path, buffers: Sequence[BufferSpec]) -> Generation | None:
-    """The record of the last commit, None before the first.
+def read_generation(directory: Path, buffers: Sequence[BufferSpec], name: str = GENERATION_NAME) -> Generation | None:
+    """The record of the last commit, or another one, by the name of its file; None if there is none.
 
     Raises:
         StreamingMemoryError: It is damaged, or cannot be read.
     """
-    path = directory / GENERATION_NAME
+    path = directory / name
     limit_bytes = generation_bytes(buffers)
     with _io_errors(f"The record of the last commit, {path}, cannot be read"):
         try:
@@ -184,7 +184,12 @@ def read_generation(directory: Path, buffers: Sequence[BufferSpec]) -> Generatio
 
 
 def prepare(
-    directory: Path, buffers: Sequence[BufferSpec], resources: contextlib.ExitStack, *, reopen: bool = False
+    directory: Path,
+    buffers: Sequence[BufferSpec],
+    resources: contextlib.ExitStack,
+    *,
+    reopen: bool = False,
+    settle: Callable[[], None] = lambda: None,
 ) -> Contents:
     """Lock a directory and open its slabs, making what is missing.
 
@@ -193,6 +198,7 @@ def prepare(
         buffers: The buffers to make room for.
         resources: Gets what must be closed: the lock and the open files. The caller closes it, also on errors.
         reopen: Whether the rows of the last commit are wanted, so that nothing of them may be missing.
+        settle: Called once the directory is locked, before the record of the last commit is read.
 
     Raises:
         StreamingMemoryError: The directory is in use, holds something else, or the system refuses.
@@ -206,6 +212,7 @@ def prepare(
     try:
         # Again, now that nobody else can change it.
         is_ours, manifest = inspect(directory, buffers), encode_manifest(buffers)
+        settle()
         generation = read_generation(directory, buffers) if is_ours else None
         if not is_ours:
             made.append(directory / MANIFEST_NAME)
@@ -321,6 +328,28 @@ def publish(directory: Path, content: bytes) -> None:
             # The new name may or may not be on disk. As long as nobody knows, no slot of either may be written to.
             _put_back_after(error, directory, before)
             raise
+
+
+def write_synced(directory: Path, name: str, content: bytes) -> None:
+    """Write a record under a name of its own, and wait until it is on disk.
+
+    Raises:
+        StreamingMemoryError: It is not.
+    """
+    with _io_errors(f"The record of the commit, {directory / name}, cannot be written"):
+        _replace(directory, name, GENERATION_TEMPORARY_NAME, content)
+        _sync_directory(directory)
+
+
+def put_in_place(directory: Path, name: str) -> None:
+    """Make a record that is on disk under another name that of the last commit, and wait until it is.
+
+    Raises:
+        StreamingMemoryError: Nobody knows whether it is.
+    """
+    with _io_errors(f"The record of the commit, {directory / name}, cannot be put in place"):
+        (directory / name).rename(directory / GENERATION_NAME)
+        _sync_directory(directory)
 
 
 def put_back(directory: Path, before: bytes | None) -> None:

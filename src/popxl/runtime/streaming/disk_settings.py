@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import mmap
 import os
 import stat
@@ -26,6 +27,9 @@ _MAX_PIECE_BYTES = 64 << 20
 
 CANDIDATES = tuple(DiskSettings(threads, piece_bytes) for threads in (1, 2, 4) for piece_bytes in (1 << 20, 4 << 20))
 _PROBE_BYTES = 32 << 20
+#: Programs with fewer bytes of rows do not win back the time that `probe` takes.
+PROBE_FROM_BYTES = 1 << 30
+_LOGGER = logging.getLogger("popxl")
 _ROW_BYTES = 8 << 20
 
 
@@ -36,26 +40,47 @@ def cached(directory: Path) -> DiskSettings:
         >>> cached(Path("/nowhere"))
         DiskSettings(threads=4, piece_bytes=4194304)
     """
+    return _found(directory) or DEFAULT_SETTINGS
+
+
+def chosen(directory: Path, total_bytes: int) -> DiskSettings:
+    """The settings for a file tier: those that `probe` has left, or finds now where it is worth its time.
+
+    Args:
+        directory: Of the file tier.
+        total_bytes: Of all rows of the program.
+    """
+    found = _found(directory)
+    if found is not None or total_bytes < PROBE_FROM_BYTES:
+        return found or DEFAULT_SETTINGS
+    try:
+        return probe(directory)
+    except OSError as error:  # a full disk, say: the first store will tell
+        _LOGGER.info("What suits the disk of %s could not be measured: %s", directory, error)
+        return DEFAULT_SETTINGS
+
+
+def _found(directory: Path) -> DiskSettings | None:
     try:
         fd = os.open(directory / SETTINGS_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return DEFAULT_SETTINGS
+                return None
             found: Any = json.loads(file.read(_MAX_SETTINGS_BYTES))
     except (OSError, ValueError, RecursionError):
-        return DEFAULT_SETTINGS
+        return None
     if not isinstance(found, dict):
-        return DEFAULT_SETTINGS
+        return None
     fields = cast("dict[str, object]", found)
     threads, piece_bytes = fields.get("threads"), fields.get("piece_bytes")
     if type(threads) is not int or type(piece_bytes) is not int:
-        return DEFAULT_SETTINGS
+        return None
     if (
         not 1 <= threads <= _MAX_THREADS
         or not PAGE_BYTES <= piece_bytes <= _MAX_PIECE_BYTES
         or piece_bytes % PAGE_BYTES
     ):
-        return DEFAULT_SETTINGS
+        return None
     return DiskSettings(threads, piece_bytes)
 
 
@@ -63,7 +88,7 @@ def probe(directory: Path, *, limit_s: float = 2.0) -> DiskSettings:
     """Measure what suits the disk of a directory, with a file that has no name, and keep the answer there.
 
     Args:
-        directory: Of a file tier that is not open.
+        directory: Of a file tier that moves nothing meanwhile.
         limit_s: How long to measure at most, in seconds, but each candidate once.
 
     Returns:

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -20,13 +20,14 @@ from popxl.errors import PopxlValueError, StreamingMemoryError
 
 from .alloc import aligned_bytes, frozen_entry
 from .committed_row import CommittedRow
+from .common_commit import commit_together, own_directory, settle
 from .directory import UndecidedCommitError, check_size, io_error, prepare, publish, put_back, sync
 from .disk import DiskQueue
-from .disk_settings import cached
-from .layout import Generation, encode_generation, slot_offset
+from .disk_settings import chosen
+from .layout import EntryTable, Generation, encode_generation, slot_offset
 from .pieces import Request, Slab, SlabTruncatedError, Staging
 from .slots import SlotTable
-from .tier import PAGE_BYTES, BufferSpec, Capabilities, ImmutableArray, Tier
+from .tier import PAGE_BYTES, BufferSpec, Capabilities, ImmutableArray, Peers, Tier
 from .transfer import Transfer
 
 _LOGGER = logging.getLogger("popxl")
@@ -90,6 +91,7 @@ class FileTier(Tier):
         # Also of commits that this session does not go on from: numbers of a directory never come twice.
         self._published = 0
         self._undecided: UndecidedCommitError | None = None
+        self._peers: Peers | None = None
         self._release = weakref.finalize(self, _nothing)
 
     @property
@@ -101,7 +103,7 @@ class FileTier(Tier):
 
     def _attach(self, buffers: tuple[BufferSpec, ...]) -> None:
         with contextlib.ExitStack() as resources:
-            contents = prepare(self.directory, buffers, resources, reopen=self._reopen)
+            contents = prepare(self.directory, buffers, resources, reopen=self._reopen, settle=self._settle(buffers))
             tables = contents.generation.tables if contents.generation is not None else {}
             self._buffers = {
                 spec.buffer_id: _Buffer(
@@ -114,13 +116,25 @@ class FileTier(Tier):
             }
             self._published = contents.generation.number if contents.generation is not None else 0
             self._generation = self._published if self._reopen else 0
-            self._queue = DiskQueue(cached(self.directory))
+            total_bytes = sum(spec.entries * spec.padded_bytes for spec in buffers)
+            self._queue = DiskQueue(chosen(self.directory, total_bytes))
             # The threads end before their files are closed.
             resources.callback(self._queue.close)
             # Also frees the lock of a session that was dropped without being closed, or at exit.
             self._release = weakref.finalize(self, _let_go, resources.pop_all(), self._queue)
         if buffers and not self.direct_io:
             _LOGGER.info("The file system of %s has no direct I/O: rows go through the page cache.", self.directory)
+
+    def _settle(self, buffers: tuple[BufferSpec, ...]) -> Callable[[], None]:
+        """What finds out which commit is the last one: with other processes, the last that all have."""
+        peers = self._peers
+        return _nothing if peers is None else lambda: settle(self.directory, buffers, peers)
+
+    def join(self, peers: Peers) -> None:
+        """See `Tier.join`. This process's rows lie in a directory of their own inside that of the job."""
+        if self._peers is None:
+            self.directory = own_directory(self.directory, peers)
+        self._peers = peers
 
     def _detach(self) -> None:
         self._buffers = {}
@@ -214,6 +228,21 @@ class FileTier(Tier):
         """See `Tier.commit`."""
         self._open_queue()
         persistent = self._persistent()
+        tables: dict[int, EntryTable] = {}
+
+        def record() -> bytes:
+            self._sync(persistent)
+            tables.update({buffer.spec.buffer_id: buffer.table.snapshot() for buffer in persistent})
+            return encode_generation(Generation(self._published + 1, tables))
+
+        self._publish(record)
+        for buffer in persistent:
+            buffer.table.rebase(tables[buffer.spec.buffer_id])
+        self._generation = self._published
+        return self._generation
+
+    def _sync(self, persistent: Sequence[_Buffer]) -> None:
+        """Wait until all rows are on disk."""
         for buffer in persistent:
             if buffer.table.torn:
                 raise StreamingMemoryError(
@@ -223,12 +252,6 @@ class FileTier(Tier):
                 )
         for buffer in persistent:
             buffer.sync()
-        tables = {buffer.spec.buffer_id: buffer.table.snapshot() for buffer in persistent}
-        self._publish(Generation(self._published + 1, tables))
-        for buffer in persistent:
-            buffer.table.rebase(tables[buffer.spec.buffer_id])
-        self._generation = self._published
-        return self._generation
 
     def committed_reader(self, buffer_id: int, entry: int) -> CommittedRow:
         """See `Tier.committed_reader`."""
@@ -238,6 +261,8 @@ class FileTier(Tier):
         """See `Tier.roll_back`."""
         self._open_queue()
         if self._undecided is not None:
+            if self._peers is not None:
+                raise self._undecided  # the others have committed: there is no way back
             put_back(self.directory, self._undecided.before)
             self._undecided = None
         for buffer in self._persistent():
@@ -246,14 +271,17 @@ class FileTier(Tier):
     def _persistent(self) -> list[_Buffer]:
         return [buffer for buffer in self._buffers.values() if buffer.spec.is_persistent]
 
-    def _publish(self, generation: Generation) -> None:
+    def _publish(self, record: Callable[[], bytes]) -> None:
         try:
-            publish(self.directory, encode_generation(generation))
+            if self._peers is None:
+                publish(self.directory, record())
+            else:
+                commit_together(self.directory, self._peers, record)
         except UndecidedCommitError as error:
             self._undecided = self._undecided or error  # the first knows the record that the rows go back to
             raise
         self._undecided = None
-        self._published = generation.number
+        self._published += 1
 
     def __repr__(self) -> str:
         return f"FileTier({str(self.directory)!r})"
@@ -281,6 +309,7 @@ class _Buffer:
             is_write=False,
             is_hashed=self._is_verified,
             on_done=functools.partial(self._read_done, transfer, generation),
+            on_begin=None if transfer.begin_s is None else transfer.begin,
         )
 
     def write_request(self, transfer: Transfer) -> Request:
@@ -293,6 +322,7 @@ class _Buffer:
             is_write=True,
             is_hashed=self._is_hashed,
             on_done=functools.partial(self._write_done, transfer, slot),
+            on_begin=None if transfer.begin_s is None else transfer.begin,
         )
 
     def _read_done(self, transfer: Transfer, generation: int, error: BaseException | None, digest: int | None) -> None:

@@ -63,6 +63,7 @@ class Request:
         is_write: Which way.
         is_hashed: Whether the digest is wanted.
         on_done: Told how it ended, by a thread of the queue. It must not raise.
+        on_begin: Told that the first bytes will be moved, where somebody wants to know.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Request:
         "memory",
         "nbytes",
         "offset",
+        "on_begin",
         "padded_bytes",
         "raw",
         "slab",
@@ -98,6 +100,7 @@ class Request:
         is_write: bool,
         is_hashed: bool,
         on_done: OnDone,
+        on_begin: Callable[[], None] | None = None,
     ) -> None:
         self.slab = slab
         self.offset = offset
@@ -110,6 +113,7 @@ class Request:
         self.digest: int | None = None
         #: Whether the system can transfer whole pages of the memory without a copy.
         self.is_straight = not is_write or address(raw) % slab.alignment_bytes == 0
+        self.on_begin = on_begin
         self._on_done = on_done
         self._starts: Sequence[int] = ()
 
@@ -224,6 +228,9 @@ class Batch:
 
     def perform(self, staging: Staging) -> None:
         """Move the bytes and tell each request; never raises."""
+        for request, index, _, _ in self.segments:
+            if request.on_begin is not None and index == 0:
+                request.on_begin()
         try:
             if self.segments[0].request.is_write:
                 self._write(staging)

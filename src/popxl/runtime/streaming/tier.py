@@ -140,6 +140,24 @@ class TierCounters:
     bytes_stored: int = 0
 
 
+class Peers(Protocol):
+    """The processes that run a program together. All of them make the same calls in the same order."""
+
+    @property
+    def index(self) -> int:
+        """Number of this process, from 0."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        ...
+
+    def gather(self, *numbers: int) -> list[tuple[int, ...]]:
+        """Return the numbers that each process gives, once all have."""
+        ...
+
+
 class Tier(ABC):
     """Where the rows of remote buffers live, such as RAM or files.
 
@@ -254,6 +272,14 @@ class Tier(ABC):
         self._write(spec, index, value)
         self.counters.stores += 1
         self.counters.bytes_stored += spec.entry_bytes
+
+    def join(self, peers: Peers) -> None:
+        """Work for one process of several: rows are those of its replicas, and all processes commit together.
+
+        Called while the tier is closed, with equal calls in all processes. A tier whose rows end with the process has
+        nothing to do.
+        """
+        del peers
 
     # What an asynchronous tier does besides
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import perf_counter
 from typing import final
 
 import numpy as np
@@ -16,7 +17,7 @@ class Transfer:
     """A read or a write of one entry that a tier with ``capabilities.asynchronous`` performs in its own time.
 
     The engine makes it, hands it to `Tier.start_reads` or `Tier.start_writes`, and waits. The tier calls `finish`
-    exactly once, from any thread, after its last access to ``raw``.
+    exactly once, from any thread, after its last access to ``raw``, and may call `begin` before the first.
 
     Args:
         spec: The buffer.
@@ -36,7 +37,7 @@ class Transfer:
         True
     """
 
-    __slots__ = ("_done", "entry", "error", "raw", "spec")
+    __slots__ = ("_done", "begin_s", "end_s", "entry", "error", "raw", "spec")
 
     def __init__(self, spec: BufferSpec, entry: int, raw: npt.NDArray[np.uint8]) -> None:
         self.spec = spec
@@ -44,6 +45,10 @@ class Transfer:
         self.raw = raw
         #: Why it failed, once it is done.
         self.error: BaseException | None = None
+        #: When it began, in seconds of `time.perf_counter`; None if nobody wants to know, and then it is not noted.
+        self.begin_s: float | None = None
+        #: When it ended, if `begin_s` is noted.
+        self.end_s: float | None = None
         # A bare lock: an Event costs ten times as much to make, and small rows are many.
         self._done = threading.Lock()
         self._done.acquire()
@@ -53,9 +58,16 @@ class Transfer:
         """Whether it has been finished."""
         return not self._done.locked()
 
+    def begin(self) -> None:
+        """Say that bytes are moved from now on; without it the transfer began when the tier got it."""
+        if self.begin_s is not None:
+            self.begin_s = perf_counter()
+
     def finish(self, error: BaseException | None = None) -> None:
         """Say that it is done, or why it failed. The tier's to call, once."""
         self.error = error
+        if self.begin_s is not None:
+            self.end_s = perf_counter()
         self._done.release()
 
     def wait(self) -> None:
