@@ -58,7 +58,9 @@ class Session:
             more is refused before it runs; one that needs less runs ahead of the device by what is left. If not
             given, it may take half as much again as it needs.
         devices: Number of devices that the replicas of this process are divided over; it divides them. If not given, as
-            many as there are and as divide them. On one device replicas share the values that are equal for all.
+            many as there are and as divide them. On one device replicas share the values that are equal for all. A
+            program with one replica that is placed on several IPUs (`popxl.ipu`) gets a device for each, if there are
+            so many; give 1 to run it on one.
         check_ambiguity: Whether to refuse programs in which an in-place op and a read of the same storage
             are ordered neither by data nor by `popxl.in_sequence`, as the reference does. Such programs run
             in the order of their creation here, so there is no need to.
@@ -111,7 +113,9 @@ class Session:
             raise PopxlTypeError(f"A Session takes an Ir, not {ir!r}.", hint="pass the Ir, not a graph")
         self._ir = ir
         peers = join(ir.job)
-        placement = find_placement(device_desc, ir.replication_factor, ir.instance_replication_factor, devices)
+        placement = find_placement(
+            device_desc, ir.replication_factor, ir.instance_replication_factor, devices, _ipu_count(ir)
+        )
         self._streaming_memory = StreamingMemory.from_spec(streaming_memory)
         if peers is not None:
             self._streaming_memory.tier.join(peers)
@@ -129,7 +133,7 @@ class Session:
         if self._read_only and weights_to_host_on_exit:
             _log.info("A memory map of %r is read-only, so leaving the session does not fetch the variables.", ir)
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
-        self._plan = plan_program(ir, placement.device_count)
+        self._plan = plan_program(ir, placement.device_count, has_stages=placement.has_stages)
         executables = compile_plan(self._plan, placement, ir.cache_directory)
         self._compiled_count = len(executables)
         self._figures = figures(self._plan, ir, lambda segment: executables[segment.key].temporary_bytes)
@@ -521,6 +525,10 @@ class Session:
     def __repr__(self) -> str:
         state = "attached" if self.is_attached else "detached"
         return f"Session[{self._ir!r} {state} {self._streaming_memory!r}]"
+
+
+def _ipu_count(ir: Ir) -> int:
+    return 1 + max((op.ipu for graph in ir.reachable_graphs() for op in graph.ops), default=0)
 
 
 def _as_given_out(t: Variable | Constant) -> HostArray:

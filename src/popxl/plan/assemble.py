@@ -145,8 +145,9 @@ class _Assembler:
         overwritten = self.owned.intersection(outputs)
         donated = tuple(i for i, v in enumerate(step.reads) if v in overwritten)
         replicas = self._program.replicas
-        key = segment_key(step.items, step.reads, outputs, donated, replicas)
-        segment = Segment(step.items, step.reads, tuple(outputs), donated, key, replicas)
+        ipu = step.ipu if self._program.has_stages else 0
+        key = (segment_key(step.items, step.reads, outputs, donated, replicas), ipu)
+        segment = Segment(step.items, step.reads, tuple(outputs), donated, key, replicas, ipu)
         self._steps.append(
             Compute(segment, tuple(self._slot(v) for v in step.reads), tuple(self._slot(v) for v in outputs))
         )

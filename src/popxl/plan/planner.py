@@ -25,15 +25,16 @@ from popxl.tensor import Tensor
 from popxl.tensorlocation import ExecutionContext
 
 
-def plan_program(ir: Ir, device_count: int = 1) -> GraphPlan:
+def plan_program(ir: Ir, device_count: int = 1, *, has_stages: bool = False) -> GraphPlan:
     """Return the plan of the main graph, which holds the plans of all graphs that it calls.
 
     Args:
         ir: A program that does not change any more.
         device_count: Devices of the whole job, which its replicas are divided over.
+        has_stages: Whether each IPU that ops are placed on is a device of its own.
     """
     graphs = ir.reachable_graphs()
-    program = Program(graphs, find_replicas(ir, graphs, device_count))
+    program = Program(graphs, find_replicas(ir, graphs, device_count), has_stages)
     check_branches(program)
     return _Planner(program).plan(ir.main_graph, frozenset(), frozenset())
 
@@ -106,6 +107,8 @@ class _Cutter:
         elif op.definition.control is not None and not self._program.is_compiled_inline(op):
             self._add_call(op)
         else:
+            if self._program.has_stages and self._segment.ipu not in (None, op.ipu):
+                self._flush()
             self._segment.add(op)
 
     def _overwrites_stored(self, op: Op) -> bool:

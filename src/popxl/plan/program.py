@@ -32,9 +32,12 @@ class Program:
 
     graphs: tuple[Graph, ...]
     replicas: Replicas = ONE_REPLICA
+    #: Whether each IPU is a device of its own, so that code is compiled for one of them.
+    has_stages: bool = False
     host_values: frozenset[Tensor] = frozenset()
     _pure: dict[Graph, bool] = field(default_factory=dict["Graph", bool])
     _size: dict[Graph, int] = field(default_factory=dict["Graph", int])
+    _ipus: dict[Graph, frozenset[int]] = field(default_factory=dict["Graph", frozenset[int]])
     _large_constants: dict[Graph, bool] = field(default_factory=dict["Graph", bool])
 
     def __post_init__(self) -> None:
@@ -64,12 +67,21 @@ class Program:
             )
         return self._large_constants[graph]
 
+    def ipus(self, graph: Graph) -> frozenset[int]:
+        """The IPUs that the ops of the graph, and of the graphs it calls, are placed on."""
+        if graph not in self._ipus:
+            inner = (self.ipus(g) for g in graph.called_graphs)
+            self._ipus[graph] = frozenset(op.ipu for op in graph.ops).union(*inner)
+        return self._ipus[graph]
+
     def is_compiled_inline(self, op: Op) -> bool:
         """Whether an op that calls graphs is compiled into the segment around it."""
         if any(t.storage in self.host_values for t in op.written()):
             return False
         if op.definition.control is Control.BRANCH and self.replicas.varies(op.inputs[0]):
             return True  # both sides are computed: the host can take only one
+        if self.has_stages and any(self.ipus(g) - {op.ipu} for g in op.called_graphs):
+            return False
         limit = SMALL_GRAPH_OPS if op.definition.control is Control.CALL else SMALL_LOOP_OPS
         return all(
             self.is_pure(g) and self.size(g) <= limit and not self.has_large_constants(g) for g in op.called_graphs

@@ -42,6 +42,7 @@ class FinishedSegment:
     reads: tuple[Value, ...]
     writes: tuple[Value, ...]
     views: tuple[Tensor, ...]
+    ipu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class RoughSegment:
     reads: dict[Value, None] = field(default_factory=dict[Value, None])
     writes: dict[Value, None] = field(default_factory=dict[Value, None])
     views: dict[Tensor, None] = field(default_factory=dict[Tensor, None])
+    #: The IPU that the ops are placed on; None as long as there are none.
+    ipu: int | None = None
 
     @property
     def is_trivial(self) -> bool:
@@ -78,6 +81,7 @@ class RoughSegment:
     def add(self, item: Op | Assign) -> None:
         """Put an op at the end."""
         self.items.append(item)
+        self.ipu = (item.source.op if isinstance(item, Assign) else item).ipu
         if isinstance(item, Assign):
             self._read([item.source])
             self._overwrite(item.source.tensor)
@@ -97,6 +101,8 @@ class RoughSegment:
         """Let the segment give the value of a view at its end."""
         self._read(storage_roots(t))
         self.views[t] = None
+        if self.ipu is None and t.producer is not None:
+            self.ipu = t.producer.ipu
 
     def _read(self, values: Iterable[Value]) -> None:
         for v in values:
@@ -110,4 +116,6 @@ class RoughSegment:
 
     def finish(self) -> FinishedSegment:
         """Return what has been gathered."""
-        return FinishedSegment(tuple(self.items), tuple(self.reads), tuple(self.writes), tuple(self.views))
+        return FinishedSegment(
+            tuple(self.items), tuple(self.reads), tuple(self.writes), tuple(self.views), self.ipu or 0
+        )

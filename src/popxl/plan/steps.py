@@ -46,6 +46,7 @@ class Segment:
         donated: Positions of inputs whose memory the outputs may reuse.
         key: Equal for segments that compute the same; they share one executable.
         replicas: Which values have an axis over replicas.
+        ipu: The IPU whose device runs it; 0 where one device runs all.
     """
 
     items: tuple[Op | Assign, ...]
@@ -54,6 +55,7 @@ class Segment:
     donated: tuple[int, ...]
     key: Hashable
     replicas: Replicas = ONE_REPLICA
+    ipu: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def plan_segments(plan: GraphPlan) -> Iterator[Segment]:
 
 
 def _compile(segment: Segment, placement: Placement) -> Executable:
-    with jax.default_device(placement.device), jax.enable_x64(True):
+    with jax.default_device(placement.stage(segment.ipu)), jax.enable_x64(True):
         avals, shardings = segment_avals(segment, placement.sharding)
         wanted: dict[str, Any] = {} if shardings[-1] is None else {"out_shardings": tuple(shardings)}
         function = jax.jit(segment_function(segment), donate_argnums=segment.donated, **wanted)

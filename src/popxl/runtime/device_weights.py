@@ -245,7 +245,9 @@ class DeviceWeights:
 
     def _put_copy(self, t: Tensor, value: np.ndarray[Any, Any]) -> Array:
         varies = self._varies(t) if isinstance(t, Variable) else self._replicas.varies(t)
-        return self._placement.put_copy(value, varies)
+        # On the device of its first use, where IPUs have one each.
+        ipu = next((op.ipu for op in t.consumers), 0) if self._placement.has_stages else 0
+        return self._placement.put_copy(value, varies, ipu)
 
     # Shards
 

@@ -190,7 +190,10 @@ class Executor:
         executable = self._executables[step.segment]
         self._completion.admit(executable.new_bytes)
         begin_s = self._events.now()
-        *results, token = executable.call(*[frame[i] for i in step.inputs])
+        arguments = [frame[i] for i in step.inputs]
+        if self._placement.has_stages:
+            arguments = self._placement.move(arguments, step.segment.ipu)
+        *results, token = executable.call(*arguments)
         self._completion.add(token, executable.new_bytes)
         if begin_s is not None:
             self._events.emit_when_ready(token, executable.new_bytes, begin_s, _segment_label(step.segment))

@@ -27,12 +27,17 @@ class Placement:
         devices: All devices of the job, those of a process one after the other.
         local_devices: Those of this process.
         replicas: Replicas of the job; the number of devices divides it.
+        stages: The device of each IPU, where they have one each; there is one replica then.
     """
 
-    def __init__(self, devices: Sequence[Any], local_devices: Sequence[Any], replicas: int) -> None:
+    def __init__(
+        self, devices: Sequence[Any], local_devices: Sequence[Any], replicas: int, stages: Sequence[Any] = ()
+    ) -> None:
         self.device_count = len(devices)
         self.device = local_devices[0]
         self.replicas = replicas
+        self._stages = tuple(stages)
+        self.has_stages = bool(stages)
         self._is_one = len(devices) == 1
         self._is_local = len(devices) == len(local_devices)
         first = list(devices).index(local_devices[0]) * replicas // len(devices)
@@ -40,6 +45,18 @@ class Placement:
         self.local_replicas = range(first, first + replicas * len(local_devices) // len(devices))
         self._shardings = _shardings(devices)
         self._local_shardings = self._shardings if self._is_local else _shardings(local_devices)
+
+    def stage(self, ipu: int) -> Any:
+        """The device that runs what is placed on an IPU."""
+        return self._stages[ipu] if self._stages else self.device
+
+    def move(self, values: Sequence[Array], ipu: int) -> list[Array]:
+        """The values on the device of an IPU; what the host has goes there by itself."""
+        device = self._stages[ipu]
+        return [
+            jax.device_put(value, device) if isinstance(value, jax.Array) and value.device != device else value
+            for value in values
+        ]
 
     def sharding(self, varies: bool) -> Any:
         """Where a value lies, for the compiler; None if there is one device."""
@@ -64,14 +81,16 @@ class Placement:
         parts = [shard.data for shard in value.addressable_shards]
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
-    def put_copy(self, value: np.ndarray[Any, Any], varies: bool) -> Array:
+    def put_copy(self, value: np.ndarray[Any, Any], varies: bool, ipu: int = 0) -> Array:
         """Give the devices a copy of a value, never an alias: whoever has the array may change it at any time.
+
+        `ipu` says which device, where IPUs have one each.
 
         The copy is made here because JAX's own compiles a program for each shape. Nobody else knows this memory, so a
         CPU device may use it in place.
         """
         copy = aligned_copy(value)
-        return jax.device_put(copy) if self._is_one else self.put(copy, varies)
+        return jax.device_put(copy, self.stage(ipu)) if self._is_one else self.put(copy, varies)
 
     def local(self, value: Array, varies: bool) -> Array:
         """This process's part of a value: of what varies, its own replicas. Neither waits nor copies."""
@@ -104,8 +123,10 @@ class Placement:
         return f"Placement[{self.replicas} replicas on {self.device_count} devices]"
 
 
-def find_placement(device_desc: str, replicas: int, local_replicas: int, device_count: int | None) -> Placement:
-    """Return where the replicas of a program run.
+def find_placement(
+    device_desc: str, replicas: int, local_replicas: int, device_count: int | None, ipu_count: int = 1
+) -> Placement:
+    """Return where the replicas of a program run, or the IPUs of a program with one replica.
 
     Args:
         device_desc: ``"cpu"``, ``"gpu"``, or the reference's ``"ipu_model"`` and ``"ipu_hw"``, which stand for
@@ -113,6 +134,7 @@ def find_placement(device_desc: str, replicas: int, local_replicas: int, device_
         replicas: Replicas of the job.
         local_replicas: Replicas of this process.
         device_count: Devices of this process to use; None for as many as there are and as divide its replicas.
+        ipu_count: IPUs that ops are placed on. With one replica and that many devices each has one of its own.
 
     Raises:
         PopxlValueError: (a `ValueError`) for an unknown string, or devices that cannot be given equally many replicas.
@@ -121,6 +143,8 @@ def find_placement(device_desc: str, replicas: int, local_replicas: int, device_
     from popxl.runtime.devices import find_devices
 
     found = find_devices(device_desc)
+    if replicas == 1 and 1 < ipu_count <= len(found) and device_count in (None, ipu_count):
+        return Placement(found[:1], found[:1], 1, found[:ipu_count])
     if device_count is None:
         device_count = max(d for d in range(1, len(found) + 1) if local_replicas % d == 0)
     if device_count < 1 or local_replicas % device_count:
