@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from popxl import dtypes as all_dtypes
 from popxl import ops
 from popxl.ops._define import FLOATS, INTS, NUMBERS, SIGNED_INTS, Declaration, registry, variants
 
@@ -18,6 +19,7 @@ PAGE = Path(__file__).parent / "reference" / "supported-ops.md"
 
 DTYPE_SETS = {
     "numbers": NUMBERS,
+    "numbers and `bool`": (*NUMBERS, all_dtypes.bool),
     "floats": FLOATS,
     "integers": INTS,
     "signed numbers": (*SIGNED_INTS, *FLOATS),

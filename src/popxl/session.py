@@ -455,10 +455,11 @@ class Session:
             return
         self._check_writeable_maps()
         asked = self._stale.intersection(tensors)
-        fetched = {v for v in self._stale if v in asked or not v.location_info.isRemote()}
+        # In the order of the program: the processes of a job fetch each variable together.
+        fetched = [v for v in self._variables if v in self._stale and (v in asked or not v.location_info.isRemote())]
         for v in fetched:
             self._weights.fetch(v)
-        self._set_stale(self._stale - fetched)
+        self._set_stale(self._stale.difference(fetched))
 
     def write_variable_data(self, tensor: Variable, data: HostArray) -> None:
         """Give a variable a new value; see `write_variables_data`."""

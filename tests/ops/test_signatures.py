@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from popxl import ops
-from popxl.ops import var_updates
+from popxl.ops import collectives, var_updates
 
 WANTED = (Path(__file__).parent / "signatures.txt").read_text(encoding="utf-8").splitlines()
 
@@ -22,6 +22,6 @@ def as_text(parameter: inspect.Parameter) -> str:
 @pytest.mark.parametrize("wanted", WANTED, ids=lambda line: line.partition("(")[0])
 def test_a_function_takes_what_the_specification_says(wanted: str) -> None:
     name = wanted.partition("(")[0]
-    function = getattr(ops, name, None) or getattr(var_updates, name)
+    function = next(getattr(m, name) for m in (ops, var_updates, collectives) if hasattr(m, name))
     parameters = inspect.signature(function).parameters.values()
     assert f"{name}({', '.join(map(as_text, parameters))})" == wanted

@@ -1,6 +1,6 @@
 """The ops of PopXL: each adds to the current graph and returns the new tensors."""
 
-from popxl.ops import index, utils, var_updates
+from popxl.ops import collectives, index, utils, var_updates
 from popxl.ops._windows import PadType
 from popxl.ops.activations import gelu, gelu_, geluerf, geluerf_, relu, relu_, swish, swish_, tanh
 from popxl.ops.arg_extremes import argmax, argmin
@@ -76,6 +76,7 @@ __all__ = [
     "ceil",
     "clamp",
     "clip",
+    "collectives",
     "concat",
     "concat_",
     "conditional",

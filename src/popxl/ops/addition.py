@@ -57,4 +57,6 @@ def _samples() -> Sequence[Sample]:
     )
 
 
-SUM = define("Sum", add_up, lower=_add_up, rule=_rule, dtypes=FLOATS, oracle=_oracle, samples=_samples)
+SUM = define(
+    "Sum", add_up, lower=_add_up, rule=_rule, dtypes=FLOATS, oracle=_oracle, samples=_samples, elementwise=True
+)

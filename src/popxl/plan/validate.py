@@ -30,6 +30,8 @@ def check_program(ir: Ir) -> None:
                 _check_transfer(op)
             if op.called_graphs:
                 _check_call_site(op)
+            if op.definition.across is not None:
+                _check_members(ir, op)
 
 
 def _check_remote_variable(ir: Ir, v: Variable) -> None:
@@ -98,6 +100,16 @@ def _check_transfer(op: Op) -> None:
                 where=op.where,
                 hint=f"use 0 <= offset < {buffer.entries}, or set buffer.entries to at least {entry + 1}",
             )
+
+
+def _check_members(ir: Ir, op: Op) -> None:
+    count = sum(len(group) for group in op.attributes["members"])
+    if count != ir.replication_factor:
+        raise PopxlValueError(
+            f"{op.type} was made for {count} replicas, and {ir!r} has {ir.replication_factor}.",
+            where=op.where,
+            hint="set ir.replication_factor before making collectives",
+        )
 
 
 def check_branches(program: Program) -> None:

@@ -30,13 +30,14 @@ Array = Any
 
 @dataclass(frozen=True, slots=True)
 class _Committed:
-    """The host's value of a variable that it reads from a commit."""
+    """The host's value of a variable that it reads from a commit, from the rows of one process or of all."""
 
-    reader: Callable[[], np.ndarray[Any, Any]]
+    readers: tuple[Callable[[], np.ndarray[Any, Any]], ...]
     host_form: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
     def __call__(self) -> np.ndarray[Any, Any]:
-        return self.host_form(self.reader())
+        rows = [reader() for reader in self.readers]
+        return self.host_form(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
 
 class DeviceWeights:
@@ -139,11 +140,14 @@ class DeviceWeights:
     def _read_from_commit(self, variables: Iterable[Variable]) -> None:
         """Let the host read `variables`, which are remote, from the last commit, or give it copies."""
         for v in variables:
-            reader = self._tier.committed_reader(*v.location_info.getRemoteBufferInfo())
-            if reader is None or not self._can_be_lazy(v):
+            row = v.location_info.getRemoteBufferInfo()
+            processes = [None] if self._has_all_parts(v) else range(self._replicas.count // self._replicas.local)
+            readers = [self._tier.committed_reader(*row, process) for process in processes]
+            known = [reader for reader in readers if reader is not None]
+            if v.gives_each_replica or len(known) < len(readers):
                 self.fetch(v)
             else:
-                v.host_value = _Committed(reader, partial(self._host_form, v))
+                v.host_value = _Committed(tuple(known), partial(self._host_form, v))
 
     def restore(self, variables: Iterable[Variable]) -> list[Variable]:
         """Take what the last commit holds of `variables`, if the tier goes on from one; return the others."""
@@ -214,16 +218,15 @@ class DeviceWeights:
 
     def _download_one(self, v: Variable) -> None:
         is_row = v.location_info.isRemote() and v.memory_map is None and self._tier.capabilities.zero_copy_load
-        if is_row and self._can_be_lazy(v):
+        if is_row and self._has_all_parts(v) and not v.gives_each_replica:
             row = self._value(v)
             v.host_value = lambda: self._host_form(v, np.array(row))
         else:
             self.fetch(v)
 
-    def _can_be_lazy(self, v: Variable) -> bool:
-        """Whether the host can read a row later, on its own."""
-        is_whole = self._replicas.local == self._replicas.count or not self._varies(v)
-        return is_whole and not v.gives_each_replica
+    def _has_all_parts(self, v: Variable) -> bool:
+        """Whether this process has all that there is of a variable."""
+        return self._replicas.local == self._replicas.count or not self._varies(v)
 
     def _host_form(self, v: Variable, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The host's value, from what all replicas have."""

@@ -22,6 +22,11 @@ PREPARED_NAME = GENERATION_NAME + ".prepared"
 _NONE = -1
 
 
+def directory_name(process: int) -> str:
+    """Name of the directory of a process inside that of the job."""
+    return f"process-{process}"
+
+
 def own_directory(directory: Path, peers: Peers) -> Path:
     """Return the directory of this process inside that of the job.
 
@@ -29,13 +34,13 @@ def own_directory(directory: Path, peers: Peers) -> Path:
         StreamingMemoryError: The job that left it had more processes.
     """
     number = peers.count
-    if (directory / _name(number)).exists():
+    if (directory / directory_name(number)).exists():
         raise StreamingMemoryError(
             f"The Streaming Memory directory {directory} has rows of process {number}, and this job has only "
             f"{peers.count} processes.",
             hint="start as many processes as before, or name another directory.",
         )
-    return directory / _name(peers.index)
+    return directory / directory_name(peers.index)
 
 
 def settle(directory: Path, buffers: Sequence[BufferSpec], peers: Peers) -> None:
@@ -94,16 +99,13 @@ def commit_together(directory: Path, peers: Peers, prepare: Callable[[], bytes])
         )
         undecided.errno = error.errno
         raise undecided from error
+    peers.gather()  # from here on each can read what the others have committed
 
 
 def discard(directory: Path) -> None:
     """Drop a record that was prepared for nothing. One that stays does no harm: not all processes have it."""
     with contextlib.suppress(OSError):
         (directory / PREPARED_NAME).unlink()
-
-
-def _name(process: int) -> str:
-    return f"process-{process}"
 
 
 def _described(process: int, numbers: Sequence[int]) -> str:

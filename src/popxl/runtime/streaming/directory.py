@@ -61,12 +61,12 @@ _HINTS = {
 }
 
 
-def io_error(fact: str, error: OSError) -> StreamingMemoryError:
-    """``fact`` with the system's own words and a hint; the result carries the ``errno``."""
+def io_error(fact: str, error: OSError, detail: str = "") -> StreamingMemoryError:
+    """``fact`` with the system's own words, more detail and a hint; the result carries the ``errno``."""
     code = error.errno
     name = errno.errorcode.get(code, str(code)) if code is not None else "no errno"
     wrapped = StreamingMemoryError(
-        f"{fact}: {error.strerror or error} ({name}).",
+        f"{fact}: {error.strerror or error} ({name}).{detail}",
         hint=_HINTS.get(code or 0, "check that the directory exists and that its disk works."),
     )
     wrapped.errno = code

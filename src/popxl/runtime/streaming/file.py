@@ -20,12 +20,13 @@ from popxl.errors import PopxlValueError, StreamingMemoryError
 
 from .alloc import aligned_bytes, frozen_entry
 from .committed_row import CommittedRow
-from .common_commit import commit_together, own_directory, settle
+from .common_commit import commit_together, directory_name, own_directory, settle
 from .directory import UndecidedCommitError, check_size, io_error, prepare, publish, put_back, sync
 from .disk import DiskQueue
 from .disk_settings import chosen
 from .layout import EntryTable, Generation, encode_generation, slot_offset
 from .pieces import Request, Slab, SlabTruncatedError, Staging
+from .room import FULL, shortage, warn_unless_room
 from .slots import SlotTable
 from .tier import PAGE_BYTES, BufferSpec, Capabilities, ImmutableArray, Peers, Tier
 from .transfer import Transfer
@@ -104,6 +105,7 @@ class FileTier(Tier):
     def _attach(self, buffers: tuple[BufferSpec, ...]) -> None:
         with contextlib.ExitStack() as resources:
             contents = prepare(self.directory, buffers, resources, reopen=self._reopen, settle=self._settle(buffers))
+            warn_unless_room(self.directory, contents.slabs.values())
             tables = contents.generation.tables if contents.generation is not None else {}
             self._buffers = {
                 spec.buffer_id: _Buffer(
@@ -253,9 +255,10 @@ class FileTier(Tier):
         for buffer in persistent:
             buffer.sync()
 
-    def committed_reader(self, buffer_id: int, entry: int) -> CommittedRow:
-        """See `Tier.committed_reader`."""
-        return CommittedRow(self.directory, buffer_id, entry, self._generation)
+    def committed_reader(self, buffer_id: int, entry: int, process: int | None = None) -> CommittedRow | None:
+        """See `Tier.committed_reader`. Rows of another process can be read where its directory can be seen."""
+        directory = self.directory if process is None else self.directory.parent / directory_name(process)
+        return CommittedRow(directory, buffer_id, entry, self._generation) if directory.is_dir() else None
 
     def roll_back(self) -> None:
         """See `Tier.roll_back`."""
@@ -352,7 +355,8 @@ class _Buffer:
     def _explained(self, entry: int, error: BaseException, action: str) -> BaseException:
         fact = f"Remote buffer {self.spec.buffer_id}, entry {entry}"
         if isinstance(error, OSError):
-            explained = io_error(f"{fact} cannot be {action} {self.slab.path}", error)
+            detail = shortage(self.slab, self.spec.padded_bytes) if error.errno in FULL else ""
+            explained = io_error(f"{fact} cannot be {action} {self.slab.path}", error, detail)
         elif isinstance(error, SlabTruncatedError):
             explained = StreamingMemoryError(
                 f"{fact}: the slab {self.slab.path} was truncated. {error}",

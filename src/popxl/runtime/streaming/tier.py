@@ -326,14 +326,21 @@ class Tier(ABC):
         """
         raise NotImplementedError(f"{self!r} has no commits")
 
-    def committed_reader(self, buffer_id: int, entry: int) -> Callable[[], np.ndarray[Any, Any]] | None:
+    def committed_reader(
+        self, buffer_id: int, entry: int, process: int | None = None
+    ) -> Callable[[], np.ndarray[Any, Any]] | None:
         """What reads an entry of the last commit, also when the tier is closed.
+
+        Args:
+            buffer_id: Which buffer.
+            entry: Which entry.
+            process: Whose rows, for a tier that has joined others; None for those of this process.
 
         Returns:
             A function that gives a new array of the entry's shape and dtype, or raises StreamingMemoryError once there
-            is a later commit; None if commits cannot be read like that.
+            is a later commit; None if commits, or those of that process, cannot be read like that.
         """
-        del buffer_id, entry
+        del buffer_id, entry, process
         return None
 
     def roll_back(self) -> None:
