@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from popxl.runtime.streaming import BufferSpec, FileTier
+from popxl.runtime.streaming import BufferSpec, FileTier, disk_settings
 from popxl.runtime.streaming.disk import DEFAULT_SETTINGS, DiskQueue, DiskSettings
-from popxl.runtime.streaming.disk_settings import CANDIDATES, SETTINGS_NAME, cached, probe
+from popxl.runtime.streaming.disk_settings import CANDIDATES, PROBE_FROM_BYTES, SETTINGS_NAME, cached, probe
 from popxl.testing.tiers import assert_row
 
 
@@ -110,3 +110,67 @@ def test_probe_may_come_before_the_first_open(tmp_path: Path) -> None:
     tier = FileTier(tmp_path)
     tier.open([BufferSpec(1, (2,), np.dtype("float32"), entries=1)])
     tier.close()
+
+
+# When a tier measures
+
+LARGE = BufferSpec(1, (PROBE_FROM_BYTES // 4096,), np.dtype("uint8"), entries=4096)
+SMALL = BufferSpec(1, (PROBE_FROM_BYTES // 4096,), np.dtype("uint8"), entries=4095)
+MEASURED = DiskSettings(1, 8192)
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The directories that were probed; the answer is `MEASURED`."""
+    directories: list[Path] = []
+
+    def play(directory: Path) -> DiskSettings:
+        directories.append(directory)
+        disk_settings._keep(directory, MEASURED)
+        return MEASURED
+
+    monkeypatch.setattr(disk_settings, "probe", play)
+    return directories
+
+
+def settings_of_a_tier(directory: Path, spec: BufferSpec) -> DiskSettings:
+    tier = FileTier(directory)
+    tier.open([spec])
+    assert tier._queue is not None
+    used = tier._queue.settings
+    tier.store(1, 0, np.ones(spec.shape, np.uint8))
+    assert_row(tier.load(1, 0), np.ones(spec.shape, np.uint8))
+    tier.close()
+    return used
+
+
+def test_first_tier_with_much_to_move_measures_and_later_ones_use_its_answer(
+    tmp_path: Path, probed: list[Path]
+) -> None:
+    assert settings_of_a_tier(tmp_path / "rows", LARGE) == MEASURED
+    assert settings_of_a_tier(tmp_path / "rows", LARGE) == MEASURED
+    assert probed == [tmp_path / "rows"]
+
+
+def test_tier_with_little_to_move_does_not_measure(tmp_path: Path, probed: list[Path]) -> None:
+    assert settings_of_a_tier(tmp_path / "rows", SMALL) == DEFAULT_SETTINGS
+    assert probed == []
+
+
+def test_tier_measures_where_the_settings_make_no_sense(tmp_path: Path, probed: list[Path]) -> None:
+    (tmp_path / SETTINGS_NAME).write_bytes(b"{}")
+    assert settings_of_a_tier(tmp_path, LARGE) == MEASURED
+    assert probed == [tmp_path]
+
+
+def test_tier_that_cannot_measure_uses_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: Path) -> DiskSettings:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk_settings, "probe", full)
+    assert settings_of_a_tier(tmp_path / "rows", LARGE) == DEFAULT_SETTINGS
+
+
+def test_tier_really_measures_within_its_own_directory(tmp_path: Path) -> None:
+    assert settings_of_a_tier(tmp_path / "rows", LARGE) in CANDIDATES
+    assert (tmp_path / "rows" / SETTINGS_NAME).exists()
