@@ -198,10 +198,9 @@ class DeviceWeights:
                 committed.append(v)
             else:
                 self._download_one(v)
-        if committed:
-            if not is_committed:
-                self.commit()
-            self._read_from_commit(committed)
+        if self._tier.capabilities.commits and not is_committed:
+            self.commit()
+        self._read_from_commit(committed)
 
     def fetch(self, v: Variable) -> None:
         """Copy the value of one variable to the host."""
