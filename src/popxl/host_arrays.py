@@ -1,15 +1,17 @@
-"""Shapes of the host's arrays for streams, and their validation (spec ``session.md`` §3). Arithmetic only."""
+"""The host's arrays for streams and variables, and their validation (spec ``session.md`` §2.4, §3). Arithmetic only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from popxl.errors import CoreError, PopxlTypeError, PopxlValueError
+from popxl.errors import CoreError, PopxlNotImplementedError, PopxlTypeError, PopxlValueError
 from popxl.ir import Ir
 from popxl.streams import Stream
+from popxl.tensor import Constant, Variable
+from popxl.utils import to_numpy
 
 HostArray = np.ndarray[Any, Any]
 
@@ -102,3 +104,52 @@ def as_items(ir: Ir, stream: Stream, array: HostArray) -> HostArray:
     array = array[:count] if count > 1 else array
     replicas = () if ir.replication_factor == 1 else (ir.instance_replication_factor,)
     return array.reshape(count, *replicas, *stream.shape).view(stream.dtype.storage)
+
+
+def check_variable_data(t: object, data: object) -> HostArray:
+    """Return the data for a variable as an array, a number as one of the variable's dtype.
+
+    Raises:
+        PopxlTypeError: (a `TypeError`) for a tensor that is no variable, and for another dtype.
+        PopxlValueError: (a `ValueError`) for another shape, or a read-only memory map.
+        PopxlNotImplementedError: (a `NotImplementedError`) for a variable that the host reads for each replica.
+    """
+    if not isinstance(t, Variable):
+        raise PopxlTypeError(
+            f"Tensor {getattr(t, 'id', t)} is not of type Variable. Type: {type(t).__name__}.",
+            hint="only variables can be written",
+        )
+    if t.gives_each_replica:
+        raise PopxlNotImplementedError(
+            f"Cannot write {t!r}: its host value has one value for each replica, not for each group.",
+            hint='create it with retrieval_mode="one_per_group"',
+        )
+    wanted = t.dtype.as_numpy()
+    if isinstance(data, bool | int | float | np.generic) and wanted.names is None:
+        data = to_numpy(np.asarray(data), t.dtype)
+    array = cast("HostArray", data)
+    if not isinstance(data, np.ndarray) or array.dtype != wanted:
+        raise PopxlTypeError(
+            f"The data for {t!r} have dtype {getattr(array, 'dtype', type(array))}, not {wanted}.",
+            hint="convert them first; variables are never cast",
+        )
+    if array.shape != t.shape_on_host:
+        raise PopxlValueError(
+            f"The data for {t!r} have shape {array.shape}, not {t.shape_on_host}.", hint="reshape them first"
+        )
+    if t.memory_map is not None and not t.memory_map.flags.writeable:
+        raise PopxlValueError(
+            f"Cannot write {t!r}: the memory map that holds it is read-only.", hint='open it with mode "r+" or "c"'
+        )
+    return array
+
+
+def given_out(t: Variable | Constant) -> HostArray:
+    """The host's value of a tensor, for the user: a view of it, but a memory map itself."""
+    value = t.host_value
+    if isinstance(t, Variable) and t.gives_each_replica:
+        if t.replica_values is not None:
+            return t.replica_values
+        groups = value if t.replica_grouping.num_groups > 1 else value[np.newaxis]
+        return groups[t.replica_grouping.assignment]
+    return value if isinstance(value, np.memmap) else value.view()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from popxl.errors import (
     CoreError,
     PopxlError,
-    PopxlNotImplementedError,
     PopxlTypeError,
     PopxlValueError,
 )
@@ -23,8 +22,10 @@ from popxl.host_arrays import (
     check_dtype,
     check_fillable,
     check_streams,
+    check_variable_data,
     extra_dims,
     full_shape,
+    given_out,
 )
 from popxl.ir import Ir
 from popxl.plan import GraphPlan, plan_program
@@ -446,7 +447,7 @@ class Session:
             self._check_own(t)
         if self.is_attached and not self._stale.isdisjoint(tensors):
             self._fetch(tensors)
-        return {t: _as_given_out(t) for t in tensors}
+        return {t: given_out(t) for t in tensors}
 
     def _fetch(self, tensors: Iterable[Variable | Constant]) -> None:
         """Bring the host up to date: all variables, but of a Streaming Memory of files only rows that are asked for."""
@@ -479,42 +480,13 @@ class Session:
             PopxlNotImplementedError: (a `NotImplementedError`) for a variable that the host reads for each replica.
         """
         for t, data in tensors.items():
-            self._write_host_value(t, data)
+            array = check_variable_data(t, data)
+            self._check_own(t)
+            self._weights.replace_host_value(t, array)
         if self.is_attached:
             self._weights.upload(tensors)
             self._has_uncommitted = True
         self._set_stale(self._stale.difference(tensors))
-
-    def _write_host_value(self, t: Variable, data: object) -> None:
-        if not isinstance(t, Variable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise PopxlTypeError(
-                f"Tensor {getattr(t, 'id', t)} is not of type Variable. Type: {type(t).__name__}.",
-                hint="only variables can be written",
-            )
-        self._check_own(t)
-        if t.gives_each_replica:
-            raise PopxlNotImplementedError(
-                f"Cannot write {t!r}: its host value has one value for each replica, not for each group.",
-                hint='create it with retrieval_mode="one_per_group"',
-            )
-        wanted = t.dtype.as_numpy()
-        if isinstance(data, bool | int | float | np.generic) and wanted.names is None:
-            data = to_numpy(np.asarray(data), t.dtype)
-        array = cast("HostArray", data)
-        if not isinstance(data, np.ndarray) or array.dtype != wanted:
-            raise PopxlTypeError(
-                f"The data for {t!r} have dtype {getattr(array, 'dtype', type(array))}, not {wanted}.",
-                hint="convert them first; variables are never cast",
-            )
-        if array.shape != t.shape_on_host:
-            raise PopxlValueError(
-                f"The data for {t!r} have shape {array.shape}, not {t.shape_on_host}.", hint="reshape them first"
-            )
-        if t.memory_map is not None and not t.memory_map.flags.writeable:
-            raise PopxlValueError(
-                f"Cannot write {t!r}: the memory map that holds it is read-only.", hint='open it with mode "r+" or "c"'
-            )
-        self._weights.replace_host_value(t, array)
 
     def _check_own(self, t: Tensor) -> None:
         if t.ir != self._ir:
@@ -530,14 +502,3 @@ class Session:
 
 def _ipu_count(ir: Ir) -> int:
     return 1 + max((op.ipu for graph in ir.reachable_graphs() for op in graph.ops), default=0)
-
-
-def _as_given_out(t: Variable | Constant) -> HostArray:
-    """The host's value of a tensor, for the user: a view of it, but a memory map itself."""
-    value = t.host_value
-    if isinstance(t, Variable) and t.gives_each_replica:
-        if t.replica_values is not None:
-            return t.replica_values
-        groups = value if t.replica_grouping.num_groups > 1 else value[np.newaxis]
-        return groups[t.replica_grouping.assignment]
-    return value if isinstance(value, np.memmap) else value.view()
