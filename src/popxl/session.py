@@ -141,7 +141,9 @@ class Session:
         budget, replicas = parse_bytes(device_memory), self._plan.replicas
         check_fits(self._figures.device, budget)
         peak_bytes, host_bytes = self._figures.device.peak_bytes, self._streaming_memory.host_bytes
-        limits = MemoryLimits.choose(remote_buffers(ir, replicas), peak_bytes, budget, host_bytes)
+        limits = MemoryLimits.choose(
+            remote_buffers(ir, replicas), peak_bytes, budget, host_bytes, has_stores=self._figures.store_bytes > 0
+        )
         completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(placement.device))
         self._events = completion.events
         self._weights = DeviceWeights(ir, replicas, placement, self._streaming_memory.tier, completion, limits)

@@ -86,6 +86,9 @@ class FakeClock:
         self._finish()
         return True
 
+    def let_go(self) -> None:
+        pass
+
     def admit(self, new_bytes: int) -> None:
         del new_bytes
 

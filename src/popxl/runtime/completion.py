@@ -38,13 +38,17 @@ class Completion:
         self.finished = 0
         self._tokens: deque[tuple[Any, int]] = deque()
         self._unfinished_bytes = 0
-        #: Of those, rows loaded for the next computation.
+        #: What computations took that have finished, but whose arguments the device's library may still hold.
+        self._kept_bytes = 0
+        #: Of the unfinished, rows loaded for the next computation.
         self._loaded_bytes = 0
 
     def admit(self, new_bytes: int) -> None:
         """Wait until there is room for a computation or a row that takes `new_bytes`, or nothing is under way."""
         if self.slack_bytes is None:
             return
+        if self._kept_bytes and self._unfinished_bytes + self._kept_bytes + new_bytes > self.slack_bytes:
+            self.let_go()
         while self._tokens and self._unfinished_bytes + new_bytes > self.slack_bytes:
             self.wait_for_oldest()
 
@@ -79,8 +83,14 @@ class Completion:
             self._pop()
             if begin_s is not None:
                 self.events.emit("host", "wait for computation", 0, begin_s)
-        self._let_go()
+        self.let_go()
         return True
+
+    def let_go(self) -> None:
+        """Make the arguments of what has finished go, which are not referred to elsewhere."""
+        self.poll()
+        self._let_go()
+        self._kept_bytes = 0
 
     def wait(self) -> None:
         """Wait until all have finished."""
@@ -91,4 +101,5 @@ class Completion:
     def _pop(self) -> None:
         _, nbytes = self._tokens.popleft()
         self._unfinished_bytes -= nbytes
+        self._kept_bytes += nbytes
         self.finished += 1

@@ -31,7 +31,13 @@ class MemoryLimits:
 
     @classmethod
     def choose(
-        cls, buffers: Iterable[BufferSpec], peak_bytes: int, device_bytes: int | None, host_bytes: int | None
+        cls,
+        buffers: Iterable[BufferSpec],
+        peak_bytes: int,
+        device_bytes: int | None,
+        host_bytes: int | None,
+        *,
+        has_stores: bool = True,
     ) -> MemoryLimits:
         """Divide what there is.
 
@@ -40,6 +46,7 @@ class MemoryLimits:
             peak_bytes: Device memory of the plan at its peak.
             device_bytes: The user's limit for the device, at least the peak; None for none.
             host_bytes: The user's limit for host memory of Streaming Memory; None for none.
+            has_stores: Whether a run stores anything; between runs nothing else needs the device's memory.
 
         Raises:
             OutOfMemoryError: No row fits.
@@ -57,7 +64,7 @@ class MemoryLimits:
         slack = max(peak_bytes // 2, _SMALLEST_POOL_BYTES) if device_bytes is None else device_bytes - peak_bytes
         # Values that wait to be written are memory of the device which the plan has let go of.
         write_bytes = usual if device_bytes is None else min(usual, slack // 2)
-        slack_bytes = slack if device_bytes is None else slack - write_bytes
+        slack_bytes = slack if device_bytes is None or not has_stores else slack - write_bytes
         pool_bytes = usual if host_bytes is None else min(usual, host_bytes)
         cache_bytes = 0 if host_bytes is None else host_bytes - pool_bytes
         return cls(pool_bytes, cache_bytes, write_bytes, slack_bytes)

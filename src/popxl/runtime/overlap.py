@@ -161,6 +161,7 @@ class OverlappedTransfers(Transfers):
         self._stores.clear()
         self._next = None
         self._at_branch = False
+        self._writes.flush()
         if failure is not None:
             for error in self._writes.settle():
                 failure.add_note(f"  Besides: {error}")

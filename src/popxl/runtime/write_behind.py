@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections import deque
@@ -21,8 +20,9 @@ from popxl.runtime.streaming.transfer import Transfer
 Array = Any
 Row = tuple[int, int]
 _NOTHING = np.empty(0, np.uint8)
-#: Stores handed to the tier in one call, where so many are waiting.
+#: Stores handed to the tier in one call, where they are small.
 _BATCH = 256
+_BATCH_BYTES = 4 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +66,10 @@ class WriteBehind:
         self._pending: deque[Write] = deque()
         self._latest: dict[Row, Write] = {}
         self._pending_bytes = 0
-        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        #: Stores that the thread does not know of yet: each time it wakes costs more than a small store.
+        self._held: list[Write] = []
+        self._held_bytes = 0
+        self._queue: queue.SimpleQueue[Sequence[Write] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def value(self, row: Row) -> Array | None:
@@ -99,10 +102,20 @@ class WriteBehind:
         self._pending.append(write)
         self._pending_bytes += spec.entry_bytes
         self._latest[row] = write
+        self._held.append(write)
+        self._held_bytes += spec.padded_bytes
+        if len(self._held) >= _BATCH or self._held_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what has been stored so far."""
+        if not self._held:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._hand_over, name="popxl-write-behind", daemon=True)
             self._thread.start()
-        self._queue.put(write)
+        self._queue.put(self._held)
+        self._held, self._held_bytes = [], 0
 
     def collect(self) -> None:
         """Forget what has been written.
@@ -154,6 +167,7 @@ class WriteBehind:
             self._thread = None
 
     def _wait_for_oldest(self) -> None:
+        self.flush()
         write = self._pending[0]
         begin_s = None if write.transfer.is_done else self._events.now()
         write.transfer.wait_quietly()
@@ -164,28 +178,20 @@ class WriteBehind:
     # The thread's side
 
     def _hand_over(self) -> None:
-        write = self._queue.get()
-        while write is not None:
-            batch = [write]
-            write = None
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < _BATCH:
-                    following = self._queue.get_nowait()
-                    if following is None:
-                        self._queue.put(None)
-                        break
-                    batch.append(following)
+        batch = self._queue.get()
+        while batch is not None:
             self._settle(batch)
             # Nothing of what has been handed over is kept here: memory is the run's to count.
-            del batch
-            write = self._queue.get()
+            batch = None
+            batch = self._queue.get()
 
     def _settle(self, batch: Sequence[Write]) -> None:
         ready: list[Transfer] = []
+        ready_bytes = 0
         for write in batch:
-            if ready and (write.after is not None or not _is_ready(write.value)):
+            if ready and (write.after is not None or ready_bytes >= _BATCH_BYTES):
                 self._start(ready)
-                ready = []
+                ready, ready_bytes = [], 0
             try:
                 if write.after is not None:
                     write.after.transfer.wait_quietly()
@@ -195,6 +201,7 @@ class WriteBehind:
                 write.transfer.finish(error)
             else:
                 ready.append(write.transfer)
+                ready_bytes += write.transfer.spec.padded_bytes
         self._start(ready)
 
     def _start(self, transfers: Sequence[Transfer]) -> None:
@@ -207,10 +214,6 @@ class WriteBehind:
         except Exception as error:  # noqa: BLE001 - whoever waits hears of it
             for transfer in transfers:
                 transfer.finish(error)
-
-
-def _is_ready(value: Array) -> bool:
-    return isinstance(value, np.ndarray) or value.is_ready()
 
 
 def _as_bytes(value: Array) -> npt.NDArray[np.uint8]:

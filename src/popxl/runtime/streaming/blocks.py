@@ -30,6 +30,10 @@ class Clock(Protocol):
         """Wait until one more has finished; return whether one was under way."""
         ...
 
+    def let_go(self) -> None:
+        """Make the arguments of what has finished go, which are not referred to elsewhere."""
+        ...
+
     def admit(self, new_bytes: int) -> None:
         """Wait until the program may have `new_bytes` more."""
         ...
@@ -61,15 +65,21 @@ class Region:
         self.memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             self.memory.madvise(mmap.MADV_HUGEPAGE)
+        #: How far it has ever been used: what lies before takes memory.
+        self.touched = 0
         #: Free stretches, by where they start: no two touch.
         self._starts = [0]
         self._sizes = [nbytes]
 
-    def cut(self, nbytes: int) -> int | None:
-        """Where a new block of `nbytes` starts; None if no free stretch is that long."""
+    def cut(self, nbytes: int, *, may_grow: bool = True) -> int | None:
+        """Where a new block of `nbytes` starts; None if no free stretch is that long.
+
+        `may_grow`: whether it may take memory that was not touched before.
+        """
         for i, size in enumerate(self._sizes):
-            if size >= nbytes:
-                start = self._starts[i]
+            start = self._starts[i]
+            if size >= nbytes and (may_grow or start + nbytes <= self.touched):
+                self.touched = max(self.touched, start + nbytes)
                 if size == nbytes:
                     del self._starts[i], self._sizes[i]
                 else:
@@ -176,14 +186,25 @@ class BlockPool:
 
     def _cut(self, size: int) -> Block:
         self.held_bytes += size
-        for region in self._regions:
-            start = region.cut(size)
-            if start is not None:
-                return Block(region, start, size)
+        block = self._cut_from_regions(size, may_grow=False)
+        if block is None:
+            # Before more memory is taken: what has finished may still seem to be in use.
+            self._clock.let_go()
+            self._reclaim()
+            block = self._cut_from_regions(size, may_grow=False) or self._cut_from_regions(size, may_grow=True)
+        if block is not None:
+            return block
         # What is lent took the room of the others.
         region = Region(max(size, _whole_pages(self.limit_bytes)))
         self._regions.append(region)
         return Block(region, region.cut(size) or 0, size)
+
+    def _cut_from_regions(self, size: int, *, may_grow: bool) -> Block | None:
+        for region in self._regions:
+            start = region.cut(size, may_grow=may_grow)
+            if start is not None:
+                return Block(region, start, size)
+        return None
 
     def _reclaim(self) -> None:
         while self._gone:

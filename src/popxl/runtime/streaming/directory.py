@@ -272,11 +272,11 @@ def _write_manifest(directory: Path, content: bytes) -> None:
     """Write atomically: after a crash the manifest is there whole, or not at all."""
     with _io_errors(f"The manifest {directory / MANIFEST_NAME} cannot be written"):
         _replace(directory, MANIFEST_NAME, MANIFEST_TEMPORARY_NAME, content)
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 def _replace(directory: Path, name: str, temporary_name: str, content: bytes) -> None:
-    """Put a synced file in place of another; whether the name is on disk is known after `_sync_directory`."""
+    """Put a synced file in place of another; whether the name is on disk is known after `sync_directory`."""
     temporary = directory / temporary_name
     temporary.unlink(missing_ok=True)
     try:
@@ -291,7 +291,8 @@ def _replace(directory: Path, name: str, temporary_name: str, content: bytes) ->
         raise
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on disk."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -323,7 +324,7 @@ def publish(directory: Path, content: bytes) -> None:
             before = path.read_bytes()
         _replace(directory, GENERATION_NAME, GENERATION_TEMPORARY_NAME, content)
         try:
-            _sync_directory(directory)
+            sync_directory(directory)
         except OSError as error:
             # The new name may or may not be on disk. As long as nobody knows, no slot of either may be written to.
             _put_back_after(error, directory, before)
@@ -338,7 +339,7 @@ def write_synced(directory: Path, name: str, content: bytes) -> None:
     """
     with _io_errors(f"The record of the commit, {directory / name}, cannot be written"):
         _replace(directory, name, GENERATION_TEMPORARY_NAME, content)
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 def put_in_place(directory: Path, name: str) -> None:
@@ -349,7 +350,7 @@ def put_in_place(directory: Path, name: str) -> None:
     """
     with _io_errors(f"The record of the commit, {directory / name}, cannot be put in place"):
         (directory / name).rename(directory / GENERATION_NAME)
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 def put_back(directory: Path, before: bytes | None) -> None:
@@ -363,7 +364,7 @@ def put_back(directory: Path, before: bytes | None) -> None:
             (directory / GENERATION_NAME).unlink(missing_ok=True)
         else:
             _replace(directory, GENERATION_NAME, GENERATION_TEMPORARY_NAME, before)
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 def _put_back_after(cause: OSError, directory: Path, before: bytes | None) -> None:

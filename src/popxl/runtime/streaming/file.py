@@ -20,11 +20,11 @@ from popxl.errors import PopxlValueError, StreamingMemoryError
 
 from .alloc import aligned_bytes, frozen_entry
 from .committed_row import CommittedRow
-from .common_commit import commit_together, directory_name, own_directory, settle
+from .common_commit import commit_together, directory_name, own_directory, put_in_place_together, settle
 from .directory import UndecidedCommitError, check_size, io_error, prepare, publish, put_back, sync
 from .disk import DiskQueue
 from .disk_settings import chosen
-from .layout import EntryTable, Generation, encode_generation, slot_offset
+from .layout import Generation, encode_generation, slot_offset
 from .pieces import Request, Slab, SlabTruncatedError, Staging
 from .room import FULL, shortage, warn_unless_room
 from .slots import SlotTable
@@ -103,6 +103,7 @@ class FileTier(Tier):
     # Opening and closing
 
     def _attach(self, buffers: tuple[BufferSpec, ...]) -> None:
+        self._published = 0
         with contextlib.ExitStack() as resources:
             contents = prepare(self.directory, buffers, resources, reopen=self._reopen, settle=self._settle(buffers))
             warn_unless_room(self.directory, contents.slabs.values())
@@ -116,8 +117,9 @@ class FileTier(Tier):
                 )
                 for spec in buffers
             }
-            self._published = contents.generation.number if contents.generation is not None else 0
-            self._generation = self._published if self._reopen else 0
+            number = contents.generation.number if contents.generation is not None else 0
+            self._published = max(self._published, number)
+            self._generation = number if self._reopen else 0
             total_bytes = sum(spec.entries * spec.padded_bytes for spec in buffers)
             self._queue = DiskQueue(chosen(self.directory, total_bytes))
             # The threads end before their files are closed.
@@ -130,7 +132,13 @@ class FileTier(Tier):
     def _settle(self, buffers: tuple[BufferSpec, ...]) -> Callable[[], None]:
         """What finds out which commit is the last one: with other processes, the last that all have."""
         peers = self._peers
-        return _nothing if peers is None else lambda: settle(self.directory, buffers, peers)
+        if peers is None:
+            return _nothing
+
+        def settle_together() -> None:
+            self._published = settle(self.directory, buffers, peers)
+
+        return settle_together
 
     def join(self, peers: Peers) -> None:
         """See `Tier.join`. This process's rows lie in a directory of their own inside that of the job."""
@@ -230,18 +238,26 @@ class FileTier(Tier):
         """See `Tier.commit`."""
         self._open_queue()
         persistent = self._persistent()
-        tables: dict[int, EntryTable] = {}
+        if self._undecided is not None and self._peers is not None:
+            put_in_place_together(self.directory, self._peers)
+            self._undecided = None
+            self._rebase(persistent)  # nothing was stored since
+        number = self._published + 1
 
         def record() -> bytes:
             self._sync(persistent)
-            tables.update({buffer.spec.buffer_id: buffer.table.snapshot() for buffer in persistent})
-            return encode_generation(Generation(self._published + 1, tables))
+            tables = {buffer.spec.buffer_id: buffer.table.snapshot() for buffer in persistent}
+            return encode_generation(Generation(number, tables))
 
-        self._publish(record)
-        for buffer in persistent:
-            buffer.table.rebase(tables[buffer.spec.buffer_id])
-        self._generation = self._published
+        self._publish(number, record)
+        self._rebase(persistent)
         return self._generation
+
+    def _rebase(self, persistent: Sequence[_Buffer]) -> None:
+        """The rows as they are have been published."""
+        for buffer in persistent:
+            buffer.table.rebase(buffer.table.snapshot())
+        self._generation = self._published
 
     def _sync(self, persistent: Sequence[_Buffer]) -> None:
         """Wait until all rows are on disk."""
@@ -274,17 +290,18 @@ class FileTier(Tier):
     def _persistent(self) -> list[_Buffer]:
         return [buffer for buffer in self._buffers.values() if buffer.spec.is_persistent]
 
-    def _publish(self, record: Callable[[], bytes]) -> None:
+    def _publish(self, number: int, record: Callable[[], bytes]) -> None:
         try:
             if self._peers is None:
                 publish(self.directory, record())
             else:
+                self._published = number  # also if it fails: another process may have a record with this number
                 commit_together(self.directory, self._peers, record)
         except UndecidedCommitError as error:
             self._undecided = self._undecided or error  # the first knows the record that the rows go back to
             raise
         self._undecided = None
-        self._published += 1
+        self._published = number
 
     def __repr__(self) -> str:
         return f"FileTier({str(self.directory)!r})"

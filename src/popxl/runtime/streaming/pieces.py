@@ -291,7 +291,16 @@ class Batch:
 
 
 def join(requests: Iterable[Request], piece_bytes: int) -> Generator[Batch]:
-    """The batches that do ``requests``, in their order: each of at most ``piece_bytes``."""
+    """The batches that do ``requests``, each of at most ``piece_bytes``: those of a file together, in their order."""
+    by_slab: dict[int, list[Request]] = {}
+    for request in requests:
+        by_slab.setdefault(request.slab.fd, []).append(request)
+    for together in by_slab.values():
+        yield from _join_neighbours(together, piece_bytes)
+
+
+def _join_neighbours(requests: Iterable[Request], piece_bytes: int) -> Generator[Batch]:
+    """The batches that do requests of one file, in their order."""
     run: deque[Segment] = deque()
     start = stop = 0  # of the run, in its file
     for request in requests:
@@ -304,7 +313,7 @@ def join(requests: Iterable[Request], piece_bytes: int) -> Generator[Batch]:
             continue
         end = request.offset + request.padded_bytes
         is_full = len(run) == _MAX_JOINED or stop - start + request.padded_bytes > piece_bytes
-        if run and (is_full or run[0].request.slab is not request.slab or (request.offset != stop and end != start)):
+        if run and (is_full or (request.offset != stop and end != start)):
             yield Batch(tuple(run))
             run.clear()
         segment = Segment(request, 0, 0, request.padded_bytes)
