@@ -6,6 +6,10 @@ import os
 
 from hypothesis import settings
 
+# Replicas and IPUs are divided over devices, of which a CPU is one unless this is said before JAX starts.
+if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
 # No deadline: a slow example on a busy machine is not a wrong answer. In CI the same examples every time, so that a
 # change is judged by what it did; elsewhere new ones each run.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)

@@ -63,6 +63,14 @@ def test_it_runs_and_compares_files_with_ram(capsys: pytest.CaptureFixture[str])
         assert words in out
 
 
+def test_it_measures_only_the_balanced_batch_if_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    streaming.main(["--rounds=1", "--layers=2", "--width=64", "--only=forward", "--balanced"])
+    out = capsys.readouterr().out
+    assert out.count("Forward pass") == 1
+    for words in ("C, compute:", "L, loads:", "GB/s", "bound max(C, L, S)", "min / max of C and L + S"):
+        assert words in out
+
+
 def test_the_file_tier_is_compared_with_raw_calls(capsys: pytest.CaptureFixture[str]) -> None:
     file_tier.main(["--rounds=1", "--mib=1", "--commit-mib=16"])
     out = capsys.readouterr().out

@@ -53,6 +53,21 @@ def language_model() -> ModuleType:
     return import_example("language_model")
 
 
+@pytest.fixture(scope="session")
+def data_parallel() -> ModuleType:
+    return import_example("digits_data_parallel")
+
+
+@pytest.fixture(scope="session")
+def tensor_parallel() -> ModuleType:
+    return import_example("tensor_parallel")
+
+
+@pytest.fixture(scope="session")
+def sharded_training() -> ModuleType:
+    return import_example("sharded_training")
+
+
 @pytest.fixture(autouse=True)
 def streaming_memory_is_not_set_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POPXL_STREAMING_MEMORY", raising=False)

@@ -8,7 +8,7 @@ axis of ranks, and a reshape back, which XLA divides over devices without gather
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from popxl.ops._jax import at_least_float32, jax, jnp, lax
 from popxl.ops.collectives.collectives import CollectiveOps, Members
@@ -88,9 +88,9 @@ def _reduced(t: Any, reduce: CollectiveOps, axis: int) -> Any:
     wide = at_least_float32(t)
     match reduce:
         case "add":
-            result = jnp.sum(wide, axis, dtype=wide.dtype)
+            result = _sum(wide, axis)
         case "mean":
-            total = jnp.sum(wide, axis, dtype=wide.dtype)
+            total = _sum(wide, axis)
             result = total // t.shape[axis] if jnp.issubdtype(t.dtype, jnp.integer) else total / t.shape[axis]
         case "mul":
             result = jnp.prod(wide, axis, dtype=wide.dtype)
@@ -103,8 +103,22 @@ def _reduced(t: Any, reduce: CollectiveOps, axis: int) -> Any:
         case "or":
             result = jnp.any(wide, axis)
         case "square_add":
-            result = jnp.sum(wide * wide, axis, dtype=wide.dtype)
+            result = _sum(wide * wide, axis)
     return result.astype(t.dtype)
+
+
+def _sum(t: Any, axis: int) -> Any:
+    """The sum over one axis. On a CPU XLA takes 50 times as long for a sum over a leading axis as for this product."""
+
+    def plain(t: Any) -> Any:
+        return jnp.sum(t, axis, dtype=t.dtype)
+
+    def product(t: Any) -> Any:
+        return jnp.tensordot(jnp.ones(t.shape[axis], t.dtype), t, (0, axis))
+
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        return plain(t)
+    return cast(Any, lax).platform_dependent(t, cpu=product, default=plain)
 
 
 def reduce_tensors(ts: tuple[Any, ...], reduce: CollectiveOps) -> Any:
