@@ -398,3 +398,29 @@ def test_variable_passed_by_reference_is_whole_after_a_refusal(memory: str) -> N
         assert session.get_tensor_data(v).tolist() == [1] * 64
         session.run({rows.offset: np.uint32(0)})
         assert session.get_tensor_data(v).tolist() == [7] * 64
+
+
+@pytest.mark.parametrize("runs", ["once", "twice", 0, 2])
+def test_an_offset_may_pass_through_a_graph_that_transfers_nothing(memory: str, runs: str | int) -> None:
+    rows = Rows(memory)
+    with rows.ir.main_graph:
+        x = popxl.variable(np.ones(4, np.float32))
+
+        def layer(i: T, t: T) -> tuple[T, T]:
+            for _ in range(200):  # too large to become part of the graph that calls it
+                t = ops.sin(t) + 1.0
+            return i, t
+
+        offset = popxl.constant(2, popxl.uint32)
+        graph = rows.ir.create_graph(layer, offset, x)
+        if isinstance(runs, int):
+            passed, _ = ops.repeat(graph, runs, offset, x)
+        else:
+            if runs == "twice":
+                ops.call(graph, offset, x)
+            passed, _ = ops.call(graph, offset, x)
+        ops.remote_store(rows.buffer, passed, ops.remote_load(rows.buffer, passed) + 10)
+        ops.host_load(rows.offset)
+    with rows.session() as session:
+        session.run({rows.offset: np.uint32(0)})
+        assert rows.values(session) == [1, 2, 13, 4]

@@ -111,7 +111,7 @@ class _Walker:
             return True
         if isinstance(step, Branch) and step.waits:
             return True  # the run says what it has decided, whatever is inside
-        return any(self._steps(p) for p in called_plans(step))
+        return any(self._steps(p) or _hands_on(p) for p in called_plans(step))
 
     @staticmethod
     def _entry(waits: bool, offset: Any) -> int | None:
@@ -145,6 +145,12 @@ class _Walker:
                 state[position] = frame[slot] = inner[call.body.inputs[position]]
             state[2 : 2 + carried] = [inner[slot] for slot in call.body.outputs[1 : 1 + carried]]
         _take(frame, call, state[2 : 2 + carried])
+
+
+def _hands_on(plan: GraphPlan) -> bool:
+    """Whether a plan gives its caller an argument or a constant: something that the host may know, and offsets need."""
+    known = {*plan.inputs, *(slot for slot, _ in plan.constants)}
+    return not known.isdisjoint(plan.outputs)
 
 
 def evaluate(step: Evaluate, inputs: Sequence[Any]) -> np.ndarray[Any, Any]:
