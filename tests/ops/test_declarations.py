@@ -6,7 +6,8 @@ Nothing here knows an op: a new declaration with samples is tested as soon as it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,15 +33,33 @@ import popxl
 from popxl.aliasing import is_writable
 from popxl.errors import CoreError
 from popxl.op import Op, as_results
-from popxl.ops._define import Declaration, define, registry, sample
+from popxl.ops._define import Declaration, Sample, define, registry, sample
 from popxl.tensor import Tensor
 
 
-@cache
-def compute(declaration: Declaration) -> tuple[tuple[Op, tuple[np.ndarray, ...]], ...]:
-    """Call all samples of an op. Return for each the op, and its outputs, computed by jitting the lowerings."""
+@dataclass(frozen=True)
+class Lowerings:
+    """Calls of an op, and one function of all their arrays that does what the lowerings of their ops do."""
+
+    called: list[Called]
+    function: Callable[[list[Any]], list[tuple[Any, ...]]]
+    arrays: list[np.ndarray]
+
+    def computed(self) -> list[tuple[np.ndarray, ...]]:
+        """The outputs of each call, computed by jitting the lowerings."""
+        with jax.enable_x64(True):
+            results = jax.jit(self.function)(self.arrays)
+        return [tuple(np.asarray(r) for r in outputs) for outputs in results]
+
+    def promised(self) -> list[tuple[Any, ...]]:
+        """The shapes and dtypes of the outputs of each call, without computing them."""
+        with jax.enable_x64(True):
+            return jax.eval_shape(self.function, self.arrays)
+
+
+def lowerings(declaration: Declaration, samples: Sequence[Sample]) -> Lowerings:
     with popxl.Ir().main_graph as graph:
-        called = [call(declaration, one) for one in fitting_samples(declaration)]
+        called = [call(declaration, one) for one in samples]
     leaves = [*(t for c in called for t in c.arguments), *graph.constants]
 
     def lowered(arrays: list[Any]) -> list[tuple[Any, ...]]:
@@ -52,9 +71,7 @@ def compute(declaration: Declaration) -> tuple[tuple[Op, tuple[np.ndarray, ...]]
                 values |= dict(zip(op.outputs, as_results(results), strict=False))
         return [tuple(values[t] for t in c.op.outputs) for c in called]
 
-    with jax.enable_x64(True):
-        results = jax.jit(lowered)([device_array(t) for t in leaves])
-    return tuple((c.op, tuple(np.asarray(r) for r in outputs)) for c, outputs in zip(called, results, strict=True))
+    return Lowerings(called, lowered, [device_array(t) for t in leaves])
 
 
 @dataclass(frozen=True)
@@ -90,17 +107,28 @@ def run(declaration: Declaration) -> tuple[tuple[Ran, ...], tuple[Ran, ...]]:
     return ran(first), ran(second)
 
 
-def cases(wanted: Callable[[Declaration], bool] = lambda _: True) -> pytest.MarkDecorator:
-    """Parametrize over the samples of the declared ops that are `wanted`."""
+def of_each(wanted: Callable[[Declaration], bool] = lambda _: True) -> pytest.MarkDecorator:
+    """Parametrize over the declared ops that are `wanted`."""
+    # One worker runs all tests of an op: it builds, compiles and runs its programs once.
+    found = [pytest.param(d, id=name_of(d), marks=pytest.mark.xdist_group(name_of(d))) for d in filter(wanted, LOWERED)]
+    return pytest.mark.parametrize("declaration", found)
 
-    def found() -> Iterator[Any]:
-        for declaration in filter(wanted, LOWERED):
-            for i in range(len(fitting_samples(declaration))):
-                name = name_of(declaration)
-                # One worker runs all tests of an op: it builds, compiles and runs its programs once.
-                yield pytest.param(declaration, i, id=f"{name}-{i}", marks=pytest.mark.xdist_group(name))
 
-    return pytest.mark.parametrize(("declaration", "i"), list(found()))
+@contextmanager
+def sample_number(i: int, one: Sample) -> Iterator[None]:
+    """Say of which sample a failure is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"sample {i}: {one}")
+        raise
+
+
+def for_each_sample(declaration: Declaration, check: Callable[[Sample, Ran], None]) -> None:
+    """Check what a session gave for each sample of an op."""
+    for i, (one, ran) in enumerate(zip(fitting_samples(declaration), run(declaration)[0], strict=True)):
+        with sample_number(i, one):
+            check(one, ran)
 
 
 @pytest.mark.parametrize("declaration", LOWERED, ids=name_of)
@@ -117,62 +145,78 @@ def test_an_op_in_place_is_a_view_or_overwrites(declaration: Declaration) -> Non
 # Values
 
 
-@cases()
-def test_the_lowering_agrees_with_the_oracle(declaration: Declaration, i: int) -> None:
-    one = fitting_samples(declaration)[i]
-    op, values = compute(declaration)[i]
-    for actual, expected, t in zip(values, oracle_values(declaration, one), op.outputs, strict=True):
-        assert_close(actual, expected, t, one.tolerance)
+@of_each()
+def test_the_lowering_gives_the_first_sample_what_the_session_does_bit_for_bit(declaration: Declaration) -> None:
+    compare_with_lowering(declaration, fitting_samples(declaration)[:1])
 
 
-@cases()
-def test_the_rule_gives_the_shape_and_dtype_of_the_lowering(declaration: Declaration, i: int) -> None:
-    op, values = compute(declaration)[i]
-    for actual, t in zip(values, op.outputs, strict=True):
-        assert (actual.shape, actual.dtype) == (t.shape, t.dtype.storage)
+@of_each()
+@pytest.mark.nightly
+def test_the_lowering_gives_each_sample_what_the_session_does_bit_for_bit(declaration: Declaration) -> None:
+    compare_with_lowering(declaration, fitting_samples(declaration))
 
 
-@cases()
-def test_a_session_agrees_with_the_lowering_bit_for_bit(declaration: Declaration, i: int) -> None:
-    ran = run(declaration)[0][i]
-    op, values = compute(declaration)[i]
-    for actual, expected, t in zip(ran.outputs, values, op.outputs, strict=True):
-        assert actual.dtype == t.dtype.as_numpy()
-        assert_same_bits(actual, expected)
+def compare_with_lowering(declaration: Declaration, samples: Sequence[Sample]) -> None:
+    values = lowerings(declaration, samples).computed()
+    for i, (ran, outputs) in enumerate(zip(run(declaration)[0], values, strict=False)):
+        with sample_number(i, samples[i]):
+            for actual, expected in zip(ran.outputs, outputs, strict=True):
+                assert_same_bits(actual, expected)
+    assert len(values) == len(samples)
 
 
-@cases()
-def test_a_session_agrees_with_the_oracle(declaration: Declaration, i: int) -> None:
-    one = fitting_samples(declaration)[i]
-    ran = run(declaration)[0][i]
-    for actual, expected, t in zip(ran.outputs, oracle_values(declaration, one), ran.called.op.outputs, strict=True):
-        assert_close(actual, expected, t, one.tolerance)
+@of_each()
+def test_the_rule_gives_the_shape_and_dtype_of_the_lowering(declaration: Declaration) -> None:
+    samples = fitting_samples(declaration)
+    found = lowerings(declaration, samples)
+    for i, (called, outputs) in enumerate(zip(found.called, found.promised(), strict=True)):
+        with sample_number(i, samples[i]):
+            for actual, t in zip(outputs, called.op.outputs, strict=True):
+                assert (actual.shape, actual.dtype) == (t.shape, t.dtype.storage)
 
 
-@cases()
-def test_a_second_run_gives_the_same_bits(declaration: Declaration, i: int) -> None:
-    first, second = (attempt[i] for attempt in run(declaration))
-    for a, b in zip((*first.outputs, *first.arguments), (*second.outputs, *second.arguments), strict=True):
-        assert_same_bits(a, b)
+@of_each()
+def test_a_session_agrees_with_the_oracle(declaration: Declaration) -> None:
+    def check(one: Sample, ran: Ran) -> None:
+        values = oracle_values(declaration, one)
+        for actual, expected, t in zip(ran.outputs, values, ran.called.op.outputs, strict=True):
+            assert actual.dtype == t.dtype.as_numpy()
+            assert_close(actual, expected, t, one.tolerance)
+
+    for_each_sample(declaration, check)
+
+
+@of_each()
+def test_a_second_run_gives_the_same_bits(declaration: Declaration) -> None:
+    first, second = run(declaration)
+    for i, one in enumerate(fitting_samples(declaration)):
+        with sample_number(i, one):
+            before, after = ((*ran[i].outputs, *ran[i].arguments) for ran in (first, second))
+            for a, b in zip(before, after, strict=True):
+                assert_same_bits(a, b)
 
 
 # Effects on the arguments
 
 
-@cases(lambda d: bool(d.definition.mutates))
-def test_an_op_in_place_leaves_its_result_in_its_argument(declaration: Declaration, i: int) -> None:
-    ran = run(declaration)[0][i]
-    target = ran.called.op.inputs[declaration.definition.mutates[0]]
-    assert_same_bits(ran.arguments[ran.called.arguments.index(target)], ran.outputs[0])
+@of_each(lambda d: bool(d.definition.mutates))
+def test_an_op_in_place_leaves_its_result_in_its_argument(declaration: Declaration) -> None:
+    def check(_: Sample, ran: Ran) -> None:
+        target = ran.called.op.inputs[declaration.definition.mutates[0]]
+        assert_same_bits(ran.arguments[ran.called.arguments.index(target)], ran.outputs[0])
+
+    for_each_sample(declaration, check)
 
 
-@cases()
-def test_an_op_leaves_its_other_arguments_as_they_were(declaration: Declaration, i: int) -> None:
-    ran = run(declaration)[0][i]
-    overwritten = [ran.called.op.inputs[k] for k in ran.called.op.mutates]
-    for t, after in zip(ran.called.arguments, ran.arguments, strict=True):
-        if t not in overwritten:
-            assert_same_bits(after, device_array(t))
+@of_each()
+def test_an_op_leaves_its_other_arguments_as_they_were(declaration: Declaration) -> None:
+    def check(_: Sample, ran: Ran) -> None:
+        overwritten = [ran.called.op.inputs[k] for k in ran.called.op.mutates]
+        for t, after in zip(ran.called.arguments, ran.arguments, strict=True):
+            if t not in overwritten:
+                assert_same_bits(after, device_array(t))
+
+    for_each_sample(declaration, check)
 
 
 @pytest.mark.parametrize("declaration", [d for d in LOWERED if d.twin_of and d.definition.mutates], ids=name_of)
@@ -186,44 +230,51 @@ def test_an_op_in_place_refuses_to_change_the_shape_or_dtype_of_its_argument(dec
 # Views
 
 
-@cases(lambda d: d.definition.is_view)
-def test_what_is_written_to_a_view_is_read_from_it(declaration: Declaration, i: int) -> None:
-    with popxl.Ir().main_graph:
-        called = call(declaration, fitting_samples(declaration)[i])
-    (view,) = called.op.outputs
-    assert is_writable(view)
-    codes = np.random.default_rng(i).integers(0, 2, view.shape)
-    new = codes.astype(view.dtype.storage)
-    bases = [device_array(t) for t in called.arguments]
-    with jax.enable_x64(True):
-        changed = called.op.definition.put(new, *bases, **called.op.attributes)
-        again = called.op.definition.lower(*changed, **called.op.attributes)
-    assert_same_bits(again, new)
+@of_each(lambda d: d.definition.is_view)
+def test_what_is_written_to_a_view_is_read_from_it(declaration: Declaration) -> None:
+    for i, one in enumerate(fitting_samples(declaration)):
+        with sample_number(i, one), popxl.Ir().main_graph:
+            called = call(declaration, one)
+            (view,) = called.op.outputs
+            assert is_writable(view)
+            codes = np.random.default_rng(i).integers(0, 2, view.shape)
+            new = codes.astype(view.dtype.storage)
+            bases = [device_array(t) for t in called.arguments]
+            with jax.enable_x64(True):
+                changed = called.op.definition.put(new, *bases, **called.op.attributes)
+                again = called.op.definition.lower(*changed, **called.op.attributes)
+            assert_same_bits(again, new)
 
 
-@cases(lambda d: d.definition.is_view)
-def test_writing_what_a_view_holds_changes_nothing(declaration: Declaration, i: int) -> None:
-    with popxl.Ir().main_graph:
-        called = call(declaration, fitting_samples(declaration)[i])
-    bases = [device_array(t) for t in called.arguments]
-    with jax.enable_x64(True):
-        new = called.op.definition.lower(*bases, **called.op.attributes)
-        changed = called.op.definition.put(new, *bases, **called.op.attributes)
-    for actual, expected in zip(changed, bases, strict=True):
-        assert_same_bits(actual, expected)
+@of_each(lambda d: d.definition.is_view)
+def test_writing_what_a_view_holds_changes_nothing(declaration: Declaration) -> None:
+    for i, one in enumerate(fitting_samples(declaration)):
+        with sample_number(i, one), popxl.Ir().main_graph:
+            called = call(declaration, one)
+            bases = [device_array(t) for t in called.arguments]
+            with jax.enable_x64(True):
+                new = called.op.definition.lower(*bases, **called.op.attributes)
+                changed = called.op.definition.put(new, *bases, **called.op.attributes)
+            for actual, expected in zip(changed, bases, strict=True):
+                assert_same_bits(actual, expected)
 
 
 # Text
 
 
-@cases()
-def test_the_text_of_a_program_shows_the_op_with_its_type(declaration: Declaration, i: int) -> None:
-    ir = popxl.Ir()
-    with ir.main_graph:
-        op = call(declaration, fitting_samples(declaration)[i]).op
+@of_each()
+def test_the_text_of_a_program_shows_the_op_with_its_type(declaration: Declaration) -> None:
+    for i, one in enumerate(fitting_samples(declaration)):
+        ir = popxl.Ir()
+        with sample_number(i, one), ir.main_graph:
+            op = call(declaration, one).op
+            check_line(declaration, str(ir), op)
+
+
+def check_line(declaration: Declaration, text: str, op: Op) -> None:
     names = ", ".join(t.name for t in op.outputs)
     types = ", ".join(f"{t.dtype.name}{list(t.shape)}" for t in op.outputs)
-    (line,) = [line.strip() for line in str(ir).splitlines() if line.strip().startswith(f"{names} = ")]
+    (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith(f"{names} = ")]
     assert line.startswith(f"{names} = {declaration.definition.type}(")
     shown, _, aliased = line.rpartition(" : ")[2].partition(" alias of ")
     # Only a copy to another IPU is placed anywhere but on IPU 0 here.

@@ -49,15 +49,21 @@ def item(spec: Spec, seed: int, run: int) -> Array:
     return initial(spec, seed + run)
 
 
-class Machine:
-    """Runs a program on memory cells. A tensor is an array of cell numbers."""
+def own(spec: Spec, seed: int, replica: int, number: int) -> Array:
+    """What a replica starts with: every second variable, and the rows of every second buffer, differ."""
+    return initial(spec, seed + replica * (number % 2))
 
-    def __init__(self, program: Program) -> None:
+
+class Machine:
+    """Runs a program on memory cells, as one replica. A tensor is an array of cell numbers."""
+
+    def __init__(self, program: Program, replica: int = 0) -> None:
         self.program = program
+        self.replica = replica
         self.cells: dict[int, Any] = {}
         self.constants: set[int] = set()
-        self.rows = {(b, e): initial(entries(b), e) for b in range(2) for e in range(ENTRIES)}
-        self.variables = [self.new(initial(spec)) for spec in program.main.inputs]
+        self.rows = {(b, e): own(entries(b), e, replica, b) for b in range(2) for e in range(ENTRIES)}
+        self.variables = [self.new(own(spec, 0, replica, i)) for i, spec in enumerate(program.main.inputs)]
         self.run_number = 0
 
     def new(self, value: Any) -> Array:
@@ -141,7 +147,7 @@ class Machine:
                 self.rows[extra, int(read[0])] = read[1]
                 return []
             case "host_load":
-                return [self.new(item(*extra, self.run_number))]
+                return [self.new(item(*extra, self.run_number + self.replica))]
             case "call":
                 return self.call(self.program.subs[extra], args, 1)
             case "repeat":
@@ -184,20 +190,31 @@ class Machine:
 class Builder:
     """Makes the popxl program."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, replicas: int = 1) -> None:
         self.program = program
-        self.ir = popxl.Ir()
+        self.ir = popxl.Ir(replication=replicas)
+        each = self.ir.replica_grouping(group_size=1)
+
+        def data(spec: Spec, seed: int, number: int) -> Any:
+            values = [own(spec, seed, r, number) for r in range(replicas if number % 2 else 1)]
+            return np.stack(values) if len(values) > 1 else values[0]
+
         self.inputs: list[tuple[popxl.HostToDeviceStream, Spec, int]] = []
         self.outputs: list[popxl.DeviceToHostStream] = []
         self.subs: list[popxl.Graph] = []
         with self.ir.main_graph:
             self.buffers = [popxl.remote_buffer(entries(b).shape, entries(b).dtype, ENTRIES) for b in range(2)]
             self.rows = {
-                (b, e): popxl.remote_variable(initial(entries(b), e), self.buffers[b], e)
+                (b, e): popxl.remote_variable(
+                    data(entries(b), e, b), self.buffers[b], e, replica_grouping=each if b % 2 else None
+                )
                 for b in range(2)
                 for e in range(ENTRIES)
             }
-            self.variables = [popxl.variable(initial(s), s.dtype) for s in program.main.inputs]
+            self.variables = [
+                popxl.variable(data(s, 0, i), s.dtype, replica_grouping=each if i % 2 else None)
+                for i, s in enumerate(program.main.inputs)
+            ]
         for k, block in enumerate(program.subs):
             graph = self.ir.create_empty_graph(f"sub{k}")
             with graph:
@@ -298,11 +315,19 @@ class Results:
     rows: dict[tuple[int, int], Array]
 
 
-def run_popxl(program: Program, streaming_memory: str = "ram") -> Results:
+def peak_bytes(program: Program) -> int:
+    """The device memory that the program needs."""
+    with limits(inline=program.inline):
+        return popxl.Session(Builder(program).ir).figures.device.peak_bytes
+
+
+def run_popxl(
+    program: Program, streaming_memory: str | popxl.StreamingMemory = "ram", device_memory: int | None = None
+) -> Results:
     builder = Builder(program)
     outputs: list[list[Array]] = []
     with limits(inline=program.inline):
-        session = popxl.Session(builder.ir, streaming_memory=streaming_memory)
+        session = popxl.Session(builder.ir, streaming_memory=streaming_memory, device_memory=device_memory)
     with session:
         for run in range(RUNS):
             found = session.run({stream: item(spec, seed, run) for stream, spec, seed in builder.inputs})

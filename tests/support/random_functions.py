@@ -269,3 +269,20 @@ def _arguments_on_path(subs: Sequence[Block], step: Step, given: Sequence[int]) 
 def _inputs_on_path(subs: Sequence[Block], sub: Block, given: Sequence[int]) -> set[int]:
     leading = paths(subs, sub, [sub.outputs[k] for k in given])
     return {i for i in range(len(sub.inputs)) if i in leading}
+
+
+def function_of(kinds: Sequence[str], seed: int, *, differentiate_first: bool) -> Function:
+    """A function that is not random: each of these instructions, of its inputs; every float is provided."""
+    inputs = [VECTOR, VECTOR, MATRIX, MATRIX, NUMBER, NUMBER, COUNT]
+    main = Block(inputs)
+    writer = Writer(Random(seed), main, [], [])
+    outputs: list[int] = []
+    for name in kinds:
+        there = {spec: [i for i, each in enumerate(inputs) if each == spec] for spec in KINDS[name].takes}
+        # Operands of one shape are different inputs, as far as there are two.
+        args = [there[spec].pop() if there[spec] else writer.pick(spec) for spec in KINDS[name].takes]
+        outputs.append(writer.compute(name, args))
+    main.outputs = [i for i in outputs if main.specs[i] not in (COUNT, FLAG)]
+    provided = list(range(len(main.outputs)))
+    required = sorted(paths([], main, main.outputs) & set(range(len(inputs))))
+    return Function([], main, provided, required, seed, differentiate_first)

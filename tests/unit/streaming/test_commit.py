@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import re
-import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import xxhash
 
 from popxl.errors import StreamingMemoryError
 from popxl.runtime.streaming import BufferSpec, FileTier
 from popxl.runtime.streaming.layout import Generation, decode_generation
-from popxl.testing.tiers import assert_row, zeros
+from popxl.testing.tiers import assert_row
 
 # 8000 bytes an entry: a slot has 8192, and the second half of the slab starts at 4 of them.
 SPEC = BufferSpec(3, (2000,), np.dtype("float32"), entries=4, names=((0, "w"), (1, "b")))
@@ -439,92 +433,3 @@ def test_flipped_bit_in_a_committed_row_names_its_generation(tier: FileTier, dir
         again.load(3, 1)
     assert_row(again.load(3, 2), 2 * ONES)
     again.close()
-
-
-# ---------------------------------------------------------------- a process that is killed
-
-KILLED = (
-    BufferSpec(1, (300_001,), np.dtype("uint8"), entries=6, names=((0, "small"),)),
-    BufferSpec(2, (5_000_000,), np.dtype("uint8"), entries=2, names=((0, "large"),)),
-    BufferSpec(3, (5000,), np.dtype("uint8"), entries=2),
-)
-
-# Each generation writes two rows in three, first wrongly and then as they shall be.
-CHILD = """
-import sys
-import numpy as np
-from popxl.runtime.streaming import FileTier
-from popxl.runtime.streaming.transfer import Transfer
-sys.path.insert(0, sys.argv[2])
-from test_commit import KILLED, is_written, value
-tier = FileTier(sys.argv[1], reopen=True)
-tier.open(KILLED)
-while True:
-    number = tier.generation + 1
-    for salt in (1, 0):
-        writes = [
-            Transfer(spec, entry, value(spec, entry, number + salt * 1_000_000))
-            for spec in KILLED for entry in range(spec.entries) if is_written(entry, number)
-        ]
-        tier.start_writes(writes)
-        for write in writes:
-            write.wait()
-    print(tier.commit(), flush=True)
-"""
-
-
-def is_written(entry: int, number: int) -> bool:
-    return (entry + number) % 3 != 0
-
-
-def value(spec: BufferSpec, entry: int, number: int) -> npt.NDArray[np.uint8]:
-    """What a row is as of a generation."""
-    start = xxhash.xxh3_64_intdigest(f"{spec.buffer_id} {entry} {number}".encode())
-    numbers = np.arange(spec.entry_bytes, dtype=np.uint32) * np.uint32(start >> 32 | 1)
-    return (numbers >> np.uint32(7)).astype(np.uint8)
-
-
-def check_generation(directory: Path, reported: int) -> None:
-    """What a killed child left is one commit, whole: the last that it reported or one that it had no time to."""
-    tier = FileTier(directory, reopen=True)
-    tier.open(KILLED)
-    number = tier.generation
-    assert number in (reported, reported + 1)
-    for spec in KILLED:
-        for entry in range(spec.entries):
-            writer = max((each for each in range(number - 2, number + 1) if is_written(entry, each)), default=0)
-            expected = value(spec, entry, writer) if writer > 0 and spec.is_persistent else zeros(spec)
-            assert_row(tier.load(spec.buffer_id, entry), expected)
-    tier.close()
-
-
-def kill_at_random_instants(directory: Path, times: int, seed: int) -> None:
-    chance, reported = random.Random(seed), 0
-    for _ in range(times):
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(directory), str(Path(__file__).parent)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as child:
-            assert child.stdout is not None
-            assert child.stderr is not None
-            first = child.stdout.readline()
-            assert first, child.stderr.read().decode()
-            with pytest.raises(subprocess.TimeoutExpired):
-                child.wait(timeout=chance.uniform(0.0, 0.2))
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            numbers = re.findall(rb"^(\d+)\n", first + child.stdout.read(), re.MULTILINE)
-        assert int(numbers[0]) in (reported + 1, reported + 2)
-        reported = int(numbers[-1])
-        check_generation(directory, reported)
-
-
-def test_killed_process_leaves_its_last_commit_bit_for_bit(directory: Path) -> None:
-    kill_at_random_instants(directory, times=5, seed=1)
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(7200)
-def test_process_that_is_killed_a_thousand_times_leaves_its_last_commit_each_time(directory: Path) -> None:
-    kill_at_random_instants(directory, times=1000, seed=2)
