@@ -27,10 +27,11 @@ class Peers:
         """Give the others some numbers, and return those of all processes, once all have given theirs."""
         from jax.experimental.multihost_utils import process_allgather
 
-        given: Any = np.asarray(numbers, np.int64)
+        # One more than asked for: JAX waits for nobody where there is nothing to give.
+        given: Any = np.asarray((*numbers, 0), np.int64)
         with jax.enable_x64(True):
             found: Any = process_allgather(given)
-        return [tuple(int(n) for n in row) for row in np.asarray(found).reshape(self.count, len(numbers))]
+        return [tuple(int(n) for n in row[:-1]) for row in np.asarray(found).reshape(self.count, len(given))]
 
 
 def join(job: Job) -> Peers | None:
@@ -44,7 +45,18 @@ def join(job: Job) -> Peers | None:
     if not jax.distributed.is_initialized():
         try:
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
-            jax.distributed.initialize(job.coordinator, job.process_count, job.process_id)
+            # It would take SIGTERM as a piece of news, and the process would live on.
+            jax.config.update("jax_enable_preemption_service", False)
+            host = job.coordinator.rpartition(":")[0]
+            jax.distributed.initialize(
+                job.coordinator,
+                job.process_count,
+                job.process_id,
+                # The job says it all; other launchers' variables do not count.
+                cluster_detection_method="deactivate",
+                # A job of one machine is nobody else's business.
+                coordinator_bind_address=job.coordinator if host in ("localhost", "127.0.0.1") else None,
+            )
         except RuntimeError as error:
             raise DeviceError(
                 f"Process {job.process_id} of {job.process_count} cannot join its job at {job.coordinator}: {error}",
