@@ -324,7 +324,8 @@ class Session:
 
     def create_host_outputs(self) -> Mapping[DeviceToHostStream, HostArray]:
         """Return an uninitialised array for each output stream."""
-        return {s: np.empty(full_shape(self._ir, s.shape), s.dtype.as_numpy()) for s in self._expected_outputs()}
+        streams = sorted(self._outputs, key=lambda s: s.tensor_id)  # in the same order in every process
+        return {s: np.empty(full_shape(self._ir, s.shape), s.dtype.as_numpy()) for s in streams}
 
     def expected_inputs(self) -> set[HostToDeviceStream]:
         """Return the streams that `run` needs arrays for."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from popxl.errors import StreamingMemoryError
 from popxl.ir import Ir
 from popxl.ops._jax import jax
 from popxl.plan.replicas import Replicas
@@ -122,12 +123,16 @@ class DeviceWeights:
         Raises:
             StreamingMemoryError: A store has failed, or the commit; the last one stands.
         """
-        self._store_shards()
-        for v, spec in self._resident.items():
-            if self._has_changed(v):
-                self.transfers.store(spec.buffer_id, 0, self._local(v))
-        self.transfers.drain()
-        generation = self._tier.commit()
+        failure: StreamingMemoryError | None = None
+        try:
+            self._store_shards()
+            for v, spec in self._resident.items():
+                if self._has_changed(v):
+                    self.transfers.store(spec.buffer_id, 0, self._local(v))
+            self.transfers.drain()
+        except StreamingMemoryError as error:
+            failure = error
+        generation = self._tier.commit(failure)
         self._committed = {t: weakref.ref(value) for t, value in self.values.items()}
         # What the host read from the last commit, it reads from this one: the last one's rows may be overwritten now.
         self._read_from_commit(v for v in self._remote if isinstance(v.host_source, _Committed))

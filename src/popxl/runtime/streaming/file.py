@@ -234,8 +234,10 @@ class FileTier(Tier):
         spec, index = self._locate(buffer_id, entry)
         return spec.is_persistent and self._buffers[buffer_id].table.holds(index)
 
-    def commit(self) -> int:
+    def commit(self, failure: StreamingMemoryError | None = None) -> int:
         """See `Tier.commit`."""
+        if failure is not None and self._peers is None:
+            raise failure
         self._open_queue()
         persistent = self._persistent()
         if self._undecided is not None and self._peers is not None:
@@ -245,6 +247,8 @@ class FileTier(Tier):
         number = self._published + 1
 
         def record() -> bytes:
+            if failure is not None:
+                raise failure
             self._sync(persistent)
             tables = {buffer.spec.buffer_id: buffer.table.snapshot() for buffer in persistent}
             return encode_generation(Generation(number, tables))

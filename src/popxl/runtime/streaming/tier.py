@@ -313,10 +313,14 @@ class Tier(ABC):
         del buffer_id, entry
         return False
 
-    def commit(self) -> int:
+    def commit(self, failure: StreamingMemoryError | None = None) -> int:
         """Publish the rows of all persistent buffers as they are now: after a crash they are there, all or none.
 
         A tier with ``capabilities.commits`` implements it. Nothing is under way.
+
+        Args:
+            failure: Why this process has nothing to publish: it is raised, after other processes, which would wait for
+                this one, have heard that there is no commit.
 
         Returns:
             The new `generation`.
