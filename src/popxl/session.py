@@ -114,17 +114,11 @@ class Session:
             raise PopxlTypeError(f"A Session takes an Ir, not {ir!r}.", hint="pass the Ir, not a graph")
         self._ir = ir
         peers = join(ir.job)
-        placement = find_placement(
-            device_desc, ir.replication_factor, ir.instance_replication_factor, devices, _ipu_count(ir)
-        )
+        placement = find_placement(ir, device_desc, devices)
         self._streaming_memory = StreamingMemory.from_spec(streaming_memory)
         if peers is not None:
             self._streaming_memory.tier.join(peers)
-        if not ir.main_graph.ops:
-            raise CoreError(f"{ir!r} has no graphs with ops to run.", hint="add ops inside `with ir.main_graph:`")
-        check_program(ir)
-        if check_ambiguity:
-            check_inplacing(ir)
+        _check(ir, check_ambiguity=check_ambiguity)
         ir.seal()
         ir.dot_final()
         self._variables = ir.main_graph.variables
@@ -503,5 +497,9 @@ class Session:
         return f"Session[{self._ir!r} {state} {self._streaming_memory!r}]"
 
 
-def _ipu_count(ir: Ir) -> int:
-    return 1 + max((op.ipu for graph in ir.reachable_graphs() for op in graph.ops), default=0)
+def _check(ir: Ir, *, check_ambiguity: bool) -> None:
+    if not ir.main_graph.ops:
+        raise CoreError(f"{ir!r} has no graphs with ops to run.", hint="add ops inside `with ir.main_graph:`")
+    check_program(ir)
+    if check_ambiguity:
+        check_inplacing(ir)

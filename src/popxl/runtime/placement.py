@@ -12,6 +12,7 @@ from typing import Any, cast, final
 import numpy as np
 
 from popxl.errors import DeviceError, PopxlValueError
+from popxl.ir import Ir
 from popxl.ops._jax import jax, jnp
 from popxl.runtime.streaming.alloc import aligned_copy
 
@@ -123,18 +124,15 @@ class Placement:
         return f"Placement[{self.replicas} replicas on {self.device_count} devices]"
 
 
-def find_placement(
-    device_desc: str, replicas: int, local_replicas: int, device_count: int | None, ipu_count: int = 1
-) -> Placement:
+def find_placement(ir: Ir, device_desc: str, device_count: int | None) -> Placement:
     """Return where the replicas of a program run, or the IPUs of a program with one replica.
 
     Args:
+        ir: The program.
         device_desc: ``"cpu"``, ``"gpu"``, or the reference's ``"ipu_model"`` and ``"ipu_hw"``, which stand for
             the best device there is.
-        replicas: Replicas of the job.
-        local_replicas: Replicas of this process.
-        device_count: Devices of this process to use; None for as many as there are and as divide its replicas.
-        ipu_count: IPUs that ops are placed on. With one replica and that many devices each has one of its own.
+        device_count: Devices of this process to use; None for as many as there are and as divide its replicas. With
+            one replica and as many devices as IPUs that ops are placed on, each IPU has a device of its own.
 
     Raises:
         PopxlValueError: (a `ValueError`) for an unknown string, or devices that cannot be given equally many replicas.
@@ -142,6 +140,8 @@ def find_placement(
     """
     from popxl.runtime.devices import find_devices
 
+    replicas, local_replicas = ir.replication_factor, ir.instance_replication_factor
+    ipu_count = 1 + max((op.ipu for graph in ir.reachable_graphs() for op in graph.ops), default=0)
     found = find_devices(device_desc)
     if replicas == 1 and 1 < ipu_count <= len(found) and device_count in (None, ipu_count):
         return Placement(found[:1], found[:1], 1, found[:ipu_count])
