@@ -88,8 +88,9 @@ def run(declaration: Declaration) -> tuple[tuple[Ran, ...], tuple[Ran, ...]]:
     """Run all samples of an op as one program, twice, each time from the same values."""
     ir = popxl.Ir()
     calls: list[tuple[Called, list[Any], list[Any]]] = []
+    samples = fitting_samples(declaration)  # first: it makes programs of its own
     with ir.main_graph, popxl.in_sequence():
-        for one in fitting_samples(declaration):
+        for one in samples:
             called = call(declaration, one)
             calls.append((called, [store(t) for t in called.op.outputs], [store(t) for t in called.arguments]))
     initial = {v: np.array(v.host_value) for v in ir.main_graph.variables}
