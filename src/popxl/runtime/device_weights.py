@@ -22,6 +22,7 @@ from popxl.runtime.placement import Placement
 from popxl.runtime.replica_rows import find_layout
 from popxl.runtime.streaming.alloc import aligned_copy
 from popxl.runtime.streaming.blocks import BlockPool
+from popxl.runtime.streaming.page_lock import find_page_lock
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.transfers import DirectTransfers, Transfers
 from popxl.tensor import Tensor, Variable
@@ -85,7 +86,9 @@ class DeviceWeights:
         specs = [*self._buffers, *self._resident.values()]
         self._tier.open(specs)
         if self._tier.capabilities.asynchronous:
-            pool = BlockPool(self._limits.pool_bytes, self._completion)
+            device = self._placement.device
+            lock = find_page_lock(device.platform, device.local_hardware_id or 0)
+            pool = BlockPool(self._limits.pool_bytes, self._completion, lock)
             self.transfers = OverlappedTransfers(
                 self._tier,
                 specs,
@@ -128,7 +131,8 @@ class DeviceWeights:
             self._store_shards()
             for v, spec in self._resident.items():
                 if self._has_changed(v):
-                    self.transfers.store(spec.buffer_id, 0, self._local(v))
+                    row = self._placement.keep_row(self.values[v], self._replicas.varies(v))
+                    self.transfers.store(spec.buffer_id, 0, row)
             self.transfers.drain()
         except StreamingMemoryError as error:
             failure = error
@@ -181,12 +185,11 @@ class DeviceWeights:
                 value = v.host_value.view(v.dtype.storage)
                 if self._varies(v):
                     value = self._layouts[v].rows(value, self._placement.local_replicas)
-                placed = self._put_copy(v, value)
                 if v.location_info.isRemote():
-                    local = self._placement.local(placed, self._varies(v))
-                    self.transfers.store(*v.location_info.getRemoteBufferInfo(), local)
+                    row = self._placement.new_row(value, self._varies(v))
+                    self.transfers.store(*v.location_info.getRemoteBufferInfo(), row)
                 else:
-                    self.values[v] = placed
+                    self.values[v] = self._put_copy(v, value)
             self._load_shards(variables)
             self.transfers.drain()
 

@@ -39,6 +39,11 @@ def find_devices(device_desc: str) -> list[Any]:
         ) from error
 
 
+def has_own_memory(device: Any) -> bool:
+    """Whether a device computes in another memory than the host's, so that rows have to be copied to it and back."""
+    return device.platform != "cpu"
+
+
 def let_go_of_arguments(device: Any) -> Callable[[], object]:
     """Return what makes JAX drop its references to the arguments of computations that have finished.
 

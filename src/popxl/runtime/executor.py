@@ -229,7 +229,7 @@ class Executor:
             return
         entry = self._entry(op, frame[step.offset])
         row = self._at(op, lambda: self._transfers.load(buffer_id, entry))
-        frame[step.output] = self._placement.put(row, varies)
+        frame[step.output] = self._placement.put_row(row, varies)
 
     def _remote_store(self, frame: Frame, step: RemoteStore) -> None:
         op, buffer_id, value = step.op, step.buffer_id, frame[step.input]
@@ -237,25 +237,25 @@ class Executor:
             self._at(op, lambda: self._store_each(op, buffer_id, frame[step.offset], value))
             return
         entry = self._entry(op, frame[step.offset])
-        local = self._placement.local(value, buffer_id in self._replicas.buffers)
-        self._at(op, lambda: self._transfers.store(buffer_id, entry, local, op))
+        row = self._placement.keep_row(value, buffer_id in self._replicas.buffers)
+        self._at(op, lambda: self._transfers.store(buffer_id, entry, row, op))
 
     def _load_each(self, op: Op, buffer_id: int, offsets: Array) -> Array:
         """Load the row that each replica asks for: each row once, and of it the parts of those replicas."""
         entries = self._entries(op, offsets)
         distinct = [int(e) for e in np.unique(entries)]
         rows = self._transfers.load_each(buffer_id, distinct)
-        placed = {e: self._placement.put(row, varies=True) for e, row in zip(distinct, rows, strict=True)}
+        placed = {e: self._placement.put_row(row, varies=True) for e, row in zip(distinct, rows, strict=True)}
         return self._placement.select(placed, entries)
 
     def _store_each(self, op: Op, buffer_id: int, offsets: Array, value: Array) -> None:
         """Store each replica's part into the row that it asks for; the others' parts of that row stay."""
         entries = self._entries(op, offsets)
         distinct = [int(e) for e in np.unique(entries)]
-        put, local = self._placement.put, self._placement.local
+        put_row, keep_row = self._placement.put_row, self._placement.keep_row
 
         def changed(entry: int, row: Array) -> Array:
-            return local(self._placement.where(entries == entry, value, put(row, varies=True)), varies=True)
+            return keep_row(self._placement.where(entries == entry, value, put_row(row, varies=True)), varies=True)
 
         self._transfers.change_each(buffer_id, distinct, changed, op)
 

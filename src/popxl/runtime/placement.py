@@ -2,6 +2,10 @@
 
 A value that varies between replicas is one array with an axis over all replicas in front, divided over the devices; any
 other is whole on every device. With one device both are ordinary arrays, and nothing here copies or moves them.
+
+Rows of Streaming Memory lie in the host's memory. A CPU uses them there. A GPU has memory of its own: what is stored is
+copied to page-locked host memory, and what is loaded is copied to the device, both by the device's copy engines, while
+it computes; nobody waits for them but who needs the value.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ import numpy as np
 from popxl.errors import DeviceError, PopxlValueError
 from popxl.ir import Ir
 from popxl.ops._jax import jax, jnp
+from popxl.runtime.devices import find_devices, has_own_memory
 from popxl.runtime.streaming.alloc import aligned_copy
 
 Array = Any
 _AXIS = "replicas"
+_PAGE_LOCKED = "pinned_host"  # JAX's word
 
 
 @final
@@ -46,6 +52,11 @@ class Placement:
         self.local_replicas = range(first, first + replicas * len(local_devices) // len(devices))
         self._shardings = _shardings(devices)
         self._local_shardings = self._shardings if self._is_local else _shardings(local_devices)
+        #: Whether rows have to be copied to the device and back.
+        self.has_own_memory = has_own_memory(self.device)
+        one = jax.sharding.SingleDeviceSharding(self.device, memory_kind=self.device.default_memory().kind)
+        #: Where this process's part of a row goes.
+        self._row_shardings = (one, one) if self._is_one else self._local_shardings
 
     def stage(self, ipu: int) -> Any:
         """The device that runs what is placed on an IPU."""
@@ -81,6 +92,27 @@ class Placement:
             return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
         parts = [shard.data for shard in value.addressable_shards]
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    def put_row(self, row: Array, varies: bool) -> Array:
+        """Give the devices a row of Streaming Memory, as `put` does; nobody waits for the copy, if there is one."""
+        if not self.has_own_memory:
+            return self.put(row, varies)
+        # JAX refers to the row until it has been copied, so its memory is not filled again before.
+        return self.put(jax.device_put(row, self._row_shardings[varies]), varies)
+
+    def keep_row(self, value: Array, varies: bool) -> Array:
+        """What Streaming Memory is given of a value: this process's part, in the host's memory. Does not wait."""
+        local = self.local(value, varies)
+        if not self.has_own_memory or not isinstance(local, jax.Array):
+            return local
+        return jax.device_put(local, local.sharding.with_memory_kind(_PAGE_LOCKED))
+
+    def new_row(self, value: np.ndarray[Any, Any], varies: bool) -> Array:
+        """A row that the host has made, of this process's replicas, as Streaming Memory keeps it: never an alias."""
+        if not self.has_own_memory:
+            return self.local(self.put_copy(value, varies), varies)
+        copy = aligned_copy(value)
+        return jax.device_put(copy, self._row_shardings[varies].with_memory_kind(_PAGE_LOCKED))
 
     def put_copy(self, value: np.ndarray[Any, Any], varies: bool, ipu: int = 0) -> Array:
         """Give the devices a copy of a value, never an alias: whoever has the array may change it at any time.
@@ -138,8 +170,6 @@ def find_placement(ir: Ir, device_desc: str, device_count: int | None) -> Placem
         PopxlValueError: (a `ValueError`) for an unknown string, or devices that cannot be given equally many replicas.
         DeviceError: (a `RuntimeError`) if there are no such devices.
     """
-    from popxl.runtime.devices import find_devices
-
     replicas, local_replicas = ir.replication_factor, ir.instance_replication_factor
     ipu_count = 1 + max((op.ipu for graph in ir.reachable_graphs() for op in graph.ops), default=0)
     found = find_devices(device_desc)

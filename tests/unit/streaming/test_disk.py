@@ -461,3 +461,19 @@ def test_alignment_is_the_least_that_the_file_system_takes(
 def test_finding_out_leaves_no_file(tmp_path: Path) -> None:
     direct_alignment(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_for_copies_goes_back_when_nothing_is_copied_for_long() -> None:
+    staging = Staging(2 * PAGE_BYTES)
+
+    def put() -> weakref.ref[object]:
+        view = staging.put(np.ones(3, np.uint8), PAGE_BYTES)
+        assert bytes(view[:4]) == b"\1\1\1\0"
+        return weakref.ref(view.obj)
+
+    memory = put()
+    for _ in range(1000):
+        staging.clear()
+        staging.rest()
+    assert memory() is None
+    assert put()() is not None

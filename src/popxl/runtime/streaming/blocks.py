@@ -11,6 +11,7 @@ from typing import Any, Protocol, final
 import numpy as np
 import numpy.typing as npt
 
+from .page_lock import PageLock
 from .tier import PAGE_BYTES, BufferSpec
 
 _HUGE_PAGE_BYTES = 2 << 20
@@ -49,6 +50,7 @@ class Region:
 
     Args:
         nbytes: Its size; memory is only taken for the pages that are touched.
+        lock: Locks it for the copy engines of a GPU, which touches all of it.
 
     Example:
         >>> region = Region(3 * PAGE_BYTES)
@@ -59,12 +61,15 @@ class Region:
         0
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, lock: PageLock | None = None) -> None:
         self.nbytes = nbytes
         # Not shared with children: such memory is counted apart, and gets no huge pages.
         self.memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             self.memory.madvise(mmap.MADV_HUGEPAGE)
+        if lock is not None:
+            address = np.frombuffer(self.memory, np.uint8).ctypes.data
+            weakref.finalize(self, lock(address, nbytes))
         #: How far it has ever been used: what lies before takes memory.
         self.touched = 0
         #: Free stretches, by where they start: no two touch.
@@ -135,11 +140,13 @@ class BlockPool:
     Args:
         limit_bytes: How much memory the pool may have besides what is lent.
         clock: The computations that may read lent memory.
+        lock: Locks the memory for the copy engines of a GPU, where there is one.
     """
 
-    def __init__(self, limit_bytes: int, clock: Clock) -> None:
+    def __init__(self, limit_bytes: int, clock: Clock, lock: PageLock | None = None) -> None:
         self.limit_bytes = limit_bytes
         self._clock = clock
+        self._lock = lock
         #: Bytes of all blocks that are neither free nor lent.
         self.held_bytes = 0
         self._regions: list[Region] = []
@@ -195,7 +202,7 @@ class BlockPool:
         if block is not None:
             return block
         # What is lent took the room of the others.
-        region = Region(max(size, _whole_pages(self.limit_bytes)))
+        region = Region(max(size, _whole_pages(self.limit_bytes)), self._lock)
         self._regions.append(region)
         return Block(region, region.cut(size) or 0, size)
 

@@ -90,6 +90,7 @@ def _serve(work: queue.SimpleQueue[Callable[[Staging], None] | None], staging_by
     staging = Staging(staging_bytes)
     while (item := work.get()) is not None:
         item(staging)
+        staging.rest()
         # An idle thread keeps no memory of others.
         del item
 

@@ -20,6 +20,8 @@ from .tier import PAGE_BYTES
 
 # An entry takes two vectors at most, its whole pages and its last one; the system takes 1024 in one call.
 _MAX_JOINED = 256
+# A program that only reads has no use for the memory that writing its weights took.
+_IDLE_ROUNDS = 64
 # What direct I/O moved in part it moved in whole sectors.
 _SECTOR_BYTES = 512
 
@@ -192,21 +194,29 @@ def address(raw: npt.NDArray[np.uint8]) -> int:
 class Staging:
     """One thread's page-aligned memory, for what the system cannot take from where it lies."""
 
-    __slots__ = ("_array", "_memory", "_nbytes", "_used")
+    __slots__ = ("_array", "_idle_count", "_memory", "_nbytes", "_used")
 
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes
         self._used = 0
         self._array: npt.NDArray[np.uint8] | None = None
+        self._memory: memoryview | None = None
+        self._idle_count = 0
 
     def clear(self) -> None:
         """Nobody reads any more what was put in."""
         self._used = 0
 
+    def rest(self) -> None:
+        """The thread has done one more thing: after many without use, the memory goes back to the system."""
+        self._idle_count += 1
+        if self._idle_count == _IDLE_ROUNDS:
+            self._array = self._memory = None
+
     def put(self, raw: npt.NDArray[np.uint8], padded_bytes: int) -> memoryview:
         """A copy of ``raw``, with zeros after it."""
         array = self._array
-        if array is None:
+        if array is None or self._memory is None:
             # NumPy copies without holding up the other threads, a memoryview does not. Huge pages: from scattered small
             # ones the disk takes half as many bytes a second.
             array = self._array = np.frombuffer(Region(self._nbytes).memory, np.uint8)
@@ -214,7 +224,7 @@ class Staging:
         start, stop = self._used, self._used + padded_bytes
         array[start : start + raw.size] = raw
         array[start + raw.size : stop] = 0
-        self._used = stop
+        self._used, self._idle_count = stop, 0
         return self._memory[start:stop]
 
 
