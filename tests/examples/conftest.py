@@ -68,6 +68,11 @@ def sharded_training() -> ModuleType:
     return import_example("sharded_training")
 
 
+@pytest.fixture(scope="session")
+def train_larger_than_memory() -> ModuleType:
+    return import_example("train_larger_than_memory")
+
+
 @pytest.fixture(autouse=True)
 def streaming_memory_is_not_set_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POPXL_STREAMING_MEMORY", raising=False)
