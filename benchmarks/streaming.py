@@ -9,9 +9,9 @@ Sides, timed in turn in one process:
 * ``files``: the program over ``file:DIR``, nothing of it in RAM;
 * ``RAM``: the same program with its rows in RAM, which is C, the time of compute;
 * ``loads`` and ``stores``: the tier alone moves the rows of one run, as many as the pool holds at a time: L and S;
-* ``side by side``: ``RAM`` in one thread while another does ``loads`` and then ``stores``, from page-aligned memory, and
-  neither waits for the other. No order of a program is kept, nothing is handed over, so no engine on this machine can
-  be faster than this with the same computations and the same tier: what it loses against max(C, L + S) is what
+* ``side by side``: ``RAM`` in one thread while another does ``loads`` and then ``stores``, from page-aligned memory,
+  and neither waits for the other. No order of a program is kept, nothing is handed over, so no engine on this machine
+  can be faster than this with the same computations and the same tier: what it loses against max(C, L + S) is what
   compute and transfer take from each other, the cores and the memory's bandwidth.
 
 Results of ``files`` and ``RAM`` are compared bit for bit. Files are read past the page cache, so every pass is cold for

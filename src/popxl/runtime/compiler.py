@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -34,6 +36,8 @@ class Executable:
 
 # XLA compiles outside the GIL; tracing does not, so a few threads are enough.
 _THREADS = 4
+# Giving memory back takes some milliseconds, so only where compiling took long.
+_TRIM_AFTER_S = 0.5
 
 
 def compile_plan(plan: GraphPlan, placement: Placement, cache_directory: str | None) -> dict[Hashable, Executable]:
@@ -45,9 +49,19 @@ def compile_plan(plan: GraphPlan, placement: Placement, cache_directory: str | N
         cache_directory: Where compiled programs are kept for later processes, if anywhere.
     """
     segments = {s.key: s for s in plan_segments(plan)}
+    begin_s = perf_counter()
     with _persistent_cache(cache_directory), ThreadPoolExecutor(_THREADS) as pool:
-        executables = pool.map(partial(_compile, placement=placement), segments.values())
-        return dict(zip(segments, executables, strict=True))
+        found = pool.map(partial(_compile, placement=placement), segments.values())
+        executables = dict(zip(segments, found, strict=True))
+    if perf_counter() - begin_s > _TRIM_AFTER_S:
+        _give_back_freed_memory()
+    return executables
+
+
+def _give_back_freed_memory() -> None:
+    """Give the system what compiling has taken and freed: glibc keeps it otherwise, 100 MiB for a transformer layer."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def plan_segments(plan: GraphPlan) -> Iterator[Segment]:
