@@ -1,133 +1,42 @@
 """OpenPopXL: Graphcore's PopXL programming model on CPUs and GPUs, with Streaming Memory in RAM and files.
 
 Build a program inside ``with popxl.Ir().main_graph:``, then run it with a `popxl.Session`. Importing this
-package starts no JAX backend.
+package starts no JAX backend, and each part of it is imported when it is first used.
 """
 
-from popxl import ops, transforms
-from popxl.context import (
-    gcg,
-    get_current_graph,
-    get_ir,
-    get_main_graph,
-    gir,
-    gmg,
-    in_sequence,
-    io_tiles,
-    ipu,
-    name_scope,
-)
-from popxl.creation import (
-    constant,
-    remote_replica_sharded_variable,
-    remote_variable,
-    replica_sharded_variable,
-    variable,
-)
-from popxl.dtypes import (
-    bool,
-    complex64,
-    complex128,
-    double,
-    dtype,
-    float,
-    float8_143,
-    float8_152,
-    float16,
-    float32,
-    float64,
-    half,
-    int8,
-    int16,
-    int32,
-    int64,
-    uint8,
-    uint16,
-    uint32,
-    uint64,
-)
-from popxl.graph import Graph
-from popxl.graph_function import graph_input, graph_output
-from popxl.ir import Ir
-from popxl.module import Module
-from popxl.random_seed import create_seeds
-from popxl.remote_buffer import RemoteBuffer, remote_buffer, replica_sharded_buffer
-from popxl.replica_grouping import ReplicaGrouping
-from popxl.runtime.streaming import StreamingMemory
-from popxl.session import Session
-from popxl.streams import DeviceToHostStream, HostToDeviceStream, d2h_stream, h2d_stream
-from popxl.tensor import Tensor, TensorByRef, TensorSpec
-from popxl.tensorlocation import (
-    ExecutionContext,
-    ReplicatedTensorSharding,
-    TensorLocation,
-    TensorStorage,
-    TileSet,
-)
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import lazy_loader  # pyright: ignore[reportMissingTypeStubs]
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DeviceToHostStream",
-    "ExecutionContext",
-    "Graph",
-    "HostToDeviceStream",
-    "Ir",
-    "Module",
-    "RemoteBuffer",
-    "ReplicaGrouping",
-    "ReplicatedTensorSharding",
-    "Session",
-    "StreamingMemory",
-    "Tensor",
-    "TensorByRef",
-    "TensorLocation",
-    "TensorSpec",
-    "TensorStorage",
-    "TileSet",
-    "__version__",
-    "bool",
-    "complex64",
-    "complex128",
-    "constant",
-    "create_seeds",
-    "d2h_stream",
-    "double",
-    "dtype",
-    "float",
-    "float8_143",
-    "float8_152",
-    "float16",
-    "float32",
-    "float64",
-    "gcg",
-    "get_current_graph",
-    "get_ir",
-    "get_main_graph",
-    "gir",
-    "gmg",
-    "graph_input",
-    "graph_output",
-    "h2d_stream",
-    "half",
-    "in_sequence",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "io_tiles",
-    "ipu",
-    "name_scope",
-    "ops",
-    "remote_buffer",
-    "remote_replica_sharded_variable",
-    "remote_variable",
-    "replica_sharded_buffer",
-    "replica_sharded_variable",
-    "transforms",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "variable",
-]
+# `__init__.pyi` lists the names. From 0.6 on lazy_loader keeps an import of the module popxl.remote_buffer from
+# taking the place of the function.
+_listed, _, __all__ = cast(
+    "tuple[Callable[[str], Any], object, list[str]]", lazy_loader.attach_stub(__name__, __file__)
+)
+__all__ += ["__version__"]
+
+# Not reached by a mere `popxl.NAME`: a program that wants one imports it.
+_APART = ("cli", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return _listed(name)
+    # The other modules, popxl.dtypes for example.
+    if name.isidentifier() and not name.startswith("_") and name not in _APART:
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

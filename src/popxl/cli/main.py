@@ -36,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_buffers(groups.add_parser("buffers", help="look at, check, export and import Streaming Memory directories"))
     _add_run(groups.add_parser("run", help="run a program in several processes of this machine"))
+    _add_doctor(groups.add_parser("doctor", help="check whether this machine and a directory are fit for streaming"))
+    _add_env(groups.add_parser("env", help="print what a report of a bug needs to say of this machine"))
     return parser
 
 
@@ -88,6 +90,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Check a directory, its disk and this machine: one line each, OK, or WARN or FAIL and how to mend it. "
+        "Nothing is left in the directory. Exit status 1 if streaming cannot work there at all."
+    )
+    _add_directory(parser)
+    parser.add_argument("--measure", action="store_true", help="also measure how fast the disk is; takes seconds")
+    parser.set_defaults(command=_doctor)
+
+
+def _add_env(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print versions, devices and environment variables for a report of a bug, without names of users or hosts."
+    )
+    parser.set_defaults(command=_env)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
@@ -127,6 +146,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
     count = arguments.processes
     return run.run(count, arguments.replicas or count, [arguments.program, *arguments.arguments])
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import doctor
+
+    return doctor.doctor(arguments.directory, measure=arguments.measure)
+
+
+def _env(arguments: argparse.Namespace) -> int:
+    from . import env
+
+    del arguments
+    return env.show()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
