@@ -28,6 +28,7 @@ from popxl.host_arrays import (
     given_out,
 )
 from popxl.ir import Ir
+from popxl.observe.observed import Observed
 from popxl.plan import GraphPlan, plan_program
 from popxl.plan.memory import Figures, check_fits, figures
 from popxl.plan.validate import check_inplacing, check_program
@@ -45,7 +46,7 @@ Array = Any
 _log = logging.getLogger(__name__)
 
 
-class Session:
+class Session(Observed):
     """A program, compiled for a device. Inside ``with session:`` it is attached and can run.
 
     Args:
@@ -234,6 +235,12 @@ class Session:
         return missing
 
     def _detach(self) -> None:
+        try:
+            self._end_recording()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._entries.clear()
         self._weights.detach()
 
@@ -290,11 +297,16 @@ class Session:
         self._validate_run_outputs(outputs)
         ins: dict[Stream, HostArray] = {s: as_items(self._ir, s, check_dtype(s, a)) for s, a in arrays.items()}
         outs: dict[Stream, HostArray] = {s: as_items(self._ir, s, a) for s, a in outputs.items()}
+        recording = self._recording
+        if recording is not None:
+            recording.begin_run()
         try:
             self._executor.run(self._weights.values, HostStreams(ins, outs), self._weights.transfers)
         finally:
             self._has_uncommitted = True
             self._set_stale(self._variables)
+            if recording is not None:
+                recording.end_run()
 
     def wait(self) -> None:
         """Wait until everything that runs have started is finished.
@@ -311,7 +323,6 @@ class Session:
         self._weights.wait()
 
     def _observe(self, sink: Sink | None) -> None:
-        """Wait for what is under way; hand each later event to `sink`, in the thread of the run."""
         if self.is_attached:
             self._weights.wait()
         self._events.sink = sink

@@ -76,7 +76,7 @@ class Completion:
         self.poll()
         if not self._tokens:
             return False
-        begin_s = self.events.now()
+        begin_s = self.events.wait_begins()
         try:
             self._tokens[0][0].block_until_ready()
         finally:  # one that failed has finished too; whoever reads its results hears of it

@@ -32,6 +32,7 @@ from popxl.plan.steps import (
 )
 from popxl.runtime.compiler import Executable, plan_segments
 from popxl.runtime.completion import Completion
+from popxl.runtime.events import LoadedRows
 from popxl.runtime.host_io import HostStreams
 from popxl.runtime.placement import Placement
 from popxl.runtime.printing import print_value
@@ -41,6 +42,7 @@ from popxl.tensor import Constant, Tensor
 
 Array = Any
 Frame = list[Array]
+_OF_THE_HOST = (Evaluate, HostLoad, HostStore, Print, Check)
 #: Between runs.
 _NO_TRANSFERS = DirectTransfers(RamTier())
 
@@ -69,6 +71,11 @@ class Executor:
         self._constants: dict[Constant, Array] = {}
         self._templates: dict[GraphPlan, Frame] = {}
         self._streams = HostStreams({}, {})
+        #: What was loaded in this run, for whoever looks.
+        self._rows = LoadedRows()
+        #: What events tell of a step, by its identity, and of a segment: texts that take long to make.
+        self._told: dict[int, tuple[str, int, str]] = {}
+        self._labels: dict[Segment, str] = {}
         self._actions: dict[type[Step], Callable[[Frame, Any], None]] = {
             Compute: self._compute,
             Evaluate: self._evaluate,
@@ -115,9 +122,10 @@ class Executor:
                 transfers.end(failure)
                 failure = None  # it refers to this frame
                 self._streams, self._transfers = HostStreams({}, {}), _NO_TRANSFERS
+                self._rows.clear()
 
     def _flush(self, streams: HostStreams) -> None:
-        begin_s = self._events.now()
+        begin_s = self._events.wait_begins()
         streams.flush()
         if begin_s is not None:
             self._events.emit("host", "fetch outputs", 0, begin_s)
@@ -163,10 +171,12 @@ class Executor:
             self._await_number(frame, step)
             begin_s = self._events.now() or 0.0
             self._actions[type(step)](frame, step)
-            if isinstance(step, Evaluate | HostLoad | HostStore | Print | Check):
-                moved = step.op.inputs if isinstance(step, HostStore) else step.op.outputs
-                n_bytes = sum(t.nelms * t.dtype.nbytes for t in moved)
-                self._events.emit("host", step.op.type, n_bytes, begin_s, step.op.where)
+            if isinstance(step, _OF_THE_HOST):
+                known = self._told.get(id(step))
+                if known is None:
+                    known = self._told[id(step)] = _host_facts(step)
+                kind, n_bytes, where = known
+                self._events.emit("host", kind, n_bytes, begin_s, where)
 
     def _await_number(self, frame: Frame, step: Step) -> None:
         """Wait for what the step reads on the host, so that the wait is an event of its own."""
@@ -180,7 +190,7 @@ class Executor:
             case _:
                 return
         if not isinstance(value, np.ndarray | np.generic) and not value.is_ready():
-            begin_s = self._events.now() or 0.0
+            begin_s = self._events.wait_begins() or 0.0
             value.block_until_ready()
             self._events.emit("host", "wait for value", 0, begin_s, step.op.where)
 
@@ -196,7 +206,11 @@ class Executor:
         *results, token = executable.call(*arguments)
         self._completion.add(token, executable.new_bytes)
         if begin_s is not None:
-            self._events.emit_when_ready(token, executable.new_bytes, begin_s, _segment_label(step.segment))
+            label = self._labels.get(step.segment)
+            if label is None:
+                label = self._labels[step.segment] = _segment_label(step.segment)
+            reads = self._rows.read_by(arguments)
+            self._events.emit_when_ready(token, executable.new_bytes, begin_s, label, reads)
         for slot, value in zip(step.outputs, results, strict=True):
             frame[slot] = value
 
@@ -230,6 +244,8 @@ class Executor:
         entry = self._entry(op, frame[step.offset])
         row = self._at(op, lambda: self._transfers.load(buffer_id, entry))
         frame[step.output] = self._placement.put_row(row, varies)
+        if self._events.sink is not None:
+            self._rows.note(frame[step.output], (buffer_id, entry))
 
     def _remote_store(self, frame: Frame, step: RemoteStore) -> None:
         op, buffer_id, value = step.op, step.buffer_id, frame[step.input]
@@ -353,6 +369,12 @@ class Executor:
     def _free(frame: Frame, step: Free) -> None:
         for slot in step.slots:
             frame[slot] = None
+
+
+def _host_facts(step: Evaluate | HostLoad | HostStore | Print | Check) -> tuple[str, int, str]:
+    """What events tell of a step of the host: its op, its bytes, where the user wrote it."""
+    moved = step.op.inputs if isinstance(step, HostStore) else step.op.outputs
+    return step.op.type, sum(t.nelms * t.dtype.nbytes for t in moved), step.op.where
 
 
 def _segment_label(segment: Segment) -> str:

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from popxl.op import Op
 from popxl.plan.lookahead import Coming, ComingBranch, ComingLoad, ComingStore, Walk
-from popxl.runtime.events import Events, row_label
+from popxl.runtime.events import Events
 from popxl.runtime.streaming.blocks import Block, BlockPool
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
@@ -314,7 +314,7 @@ class OverlappedTransfers(Transfers):
         return self._receive(transfer, block)
 
     def _receive(self, transfer: Transfer, block: Block) -> Array:
-        wait_s = None if transfer.is_done else self._events.now()
+        wait_s = None if transfer.is_done else self._events.wait_begins()
         try:
             transfer.wait()
         except BaseException:
@@ -330,11 +330,11 @@ class OverlappedTransfers(Transfers):
         return value
 
     def _report(self, transfer: Transfer, wait_s: float | None) -> None:
-        n_bytes, label = transfer.spec.entry_bytes, row_label(transfer.spec.buffer_id, transfer.entry)
+        n_bytes, row = transfer.spec.entry_bytes, (transfer.spec.buffer_id, transfer.entry)
         if wait_s is not None:
-            self._events.emit("host", "wait for row", n_bytes, wait_s, label)
+            self._events.emit_row("host", "wait for row", n_bytes, wait_s, row)
         if transfer.begin_s is not None:
-            self._events.emit("load", "load", n_bytes, transfer.begin_s, label, transfer.end_s)
+            self._events.emit_row("load", "load", n_bytes, transfer.begin_s, row, transfer.end_s)
 
     def _in_memory(self, row: Row) -> Array | None:
         """The value of a row as far as the run has come, if it need not be read."""

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from popxl.op import Op
 from popxl.plan.lookahead import Walk
-from popxl.runtime.events import Events, row_label
+from popxl.runtime.events import Events
 from popxl.runtime.streaming.tier import Tier
 
 Array = Any
@@ -83,7 +83,7 @@ class DirectTransfers(Transfers):
         begin_s = self._events.now()
         value: Array = self._tier.load(buffer_id, entry)
         if begin_s is not None:
-            self._events.emit("load", "load", value.nbytes, begin_s, row_label(buffer_id, entry))
+            self._events.emit_row("load", "load", value.nbytes, begin_s, (buffer_id, entry))
         return value
 
     def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
@@ -92,7 +92,7 @@ class DirectTransfers(Transfers):
         begin_s = self._events.now()
         self._tier.store(buffer_id, entry, value)
         if begin_s is not None:
-            self._events.emit("store", "store", value.nbytes, begin_s, row_label(buffer_id, entry))
+            self._events.emit_row("store", "store", value.nbytes, begin_s, (buffer_id, entry))
 
     def branch(self, taken: bool) -> None:
         """See `Transfers.branch`."""

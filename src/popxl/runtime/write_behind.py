@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from popxl.op import Op
-from popxl.runtime.events import Events, row_label
+from popxl.runtime.events import Events
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
 
@@ -137,7 +137,7 @@ class WriteBehind:
             self._tier.counters.bytes_stored += spec.entry_bytes
             if write.transfer.begin_s is not None:
                 begin_s, end_s = write.transfer.begin_s, write.transfer.end_s
-                self._events.emit("store", "store", spec.entry_bytes, begin_s, row_label(*write.row), end_s)
+                self._events.emit_row("store", "store", spec.entry_bytes, begin_s, write.row, end_s)
 
     def drain(self) -> None:
         """Wait until everything is written.
@@ -169,11 +169,11 @@ class WriteBehind:
     def _wait_for_oldest(self) -> None:
         self.flush()
         write = self._pending[0]
-        begin_s = None if write.transfer.is_done else self._events.now()
+        begin_s = None if write.transfer.is_done else self._events.wait_begins()
         write.transfer.wait_quietly()
         if begin_s is not None:
             n_bytes = write.transfer.spec.entry_bytes
-            self._events.emit("host", "wait for store", n_bytes, begin_s, row_label(*write.row))
+            self._events.emit_row("host", "wait for store", n_bytes, begin_s, write.row)
 
     # The thread's side
 

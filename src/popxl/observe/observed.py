@@ -1,0 +1,85 @@
+"""What a session can be asked to show: the part of `popxl.Session` that reads events and no values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from popxl.plan.memory import Figures
+
+if TYPE_CHECKING:
+    from popxl.observe.recording import Recording
+    from popxl.observe.report import Report
+    from popxl.runtime.events import Sink
+
+
+class Observed(ABC):
+    """A session as seen from outside."""
+
+    _recording: Recording | None = None
+
+    @property
+    @abstractmethod
+    def figures(self) -> Figures:
+        """What the program needs."""
+
+    @abstractmethod
+    def _observe(self, sink: Sink | None) -> None:
+        """Wait for what is under way; hand each later event to `sink`, in the thread of the run."""
+
+    def trace(self, path: str | Path | None = None) -> Recording:
+        """Record what happens from now on.
+
+        Args:
+            path: A file for Perfetto (https://ui.perfetto.dev) to write at the end: one track for each of compute,
+                loads, stores and host, bytes under way, and arrows from the load of a row to its use. None for no file.
+
+        Returns:
+            A context manager. The recording ends with its block, or with the session; afterwards `report` and
+            `timeline` show what was measured.
+
+        Example:
+            >>> import popxl
+            >>> from popxl import ops
+            >>> ir = popxl.Ir()
+            >>> with ir.main_graph:
+            ...     x = popxl.variable([1.0, 2.0])
+            ...     y = ops.var_updates.accumulate_(x, x)
+            >>> with popxl.Session(ir) as session, session.trace() as seen:
+            ...     _ = session.run()
+            >>> len(seen.runs), [event.kind for event in seen.of("compute")]
+            (1, ['compute'])
+        """
+        from popxl.observe.recording import Recording
+
+        self._end_recording()
+        self._recording = Recording(lambda: self._observe(None), path)
+        self._observe(self._recording.add)
+        return self._recording
+
+    def report(self) -> Report:
+        """What was predicted beside what the last recording measured; ``print`` shows it as tables."""
+        from popxl.observe.report import Report
+
+        return Report.of(self.figures, self._recording, None)
+
+    def timeline(self, path: str | Path) -> None:
+        """Draw memory over the runs of the last recording: what was predicted and what was measured.
+
+        Args:
+            path: The picture; its suffix says which kind, such as ``.png`` or ``.svg``.
+
+        Raises:
+            PopxlError: Nothing was recorded, or matplotlib is not installed (``pip install "openpopxl[plot]"``).
+        """
+        from popxl.errors import PopxlError
+        from popxl.observe.timeline import draw_timeline
+
+        if self._recording is None:
+            raise PopxlError("Nothing was recorded.", hint="record some runs: `with session.trace(): session.run(...)`")
+        draw_timeline(self._recording, self.figures, path)
+
+    def _end_recording(self) -> None:
+        if self._recording is not None:
+            self._recording.end()

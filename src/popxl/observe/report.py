@@ -1,0 +1,210 @@
+"""What a program was predicted to take beside what its runs took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, cast
+
+from popxl.plan.memory import Figures
+from popxl.units import format_bytes
+from popxl.utils import table_to_string
+
+if TYPE_CHECKING:
+    from .recording import Recording
+
+_NOTHING = "-"
+
+
+class Prediction(Protocol):
+    """What a report shows of a prediction: seconds of one run."""
+
+    @property
+    def step_s(self) -> float:
+        """Of the run."""
+        ...
+
+    @property
+    def compute_s(self) -> float:
+        """In which the device is busy."""
+        ...
+
+    @property
+    def load_s(self) -> float:
+        """In which rows are loaded."""
+        ...
+
+    @property
+    def store_s(self) -> float:
+        """In which rows are stored."""
+        ...
+
+    @property
+    def host_s(self) -> float:
+        """Of the thread of the run, without waits."""
+        ...
+
+    @property
+    def stalls(self) -> Mapping[str, float]:
+        """In which the thread of the run waits, by cause."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Seconds of one run: how long it takes, and how long each lane is busy in it.
+
+    Attributes:
+        wall: Of the run.
+        compute: In which the device computes.
+        load: In which at least one row is loaded.
+        store: In which at least one row is stored.
+        host: In which the thread of the run is seen to do something; a prediction counts what nobody sees too.
+        stalls: In which the thread of the run waits, by cause: a row, a store, a computation, a value.
+    """
+
+    wall: float
+    compute: float
+    load: float
+    store: float
+    host: float
+    stalls: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Predicted beside measured; ``print`` shows it as tables. `Session.report` makes one.
+
+    Attributes:
+        figures: What the program needs, known before it runs.
+        predicted: Seconds of one run; None without a prediction.
+        measured: Seconds of a mean run; None if none was recorded.
+        runs: How many were recorded.
+        loaded: Bytes that a mean run loaded, by the number of the buffer: fewer than predicted where a row was still in
+            memory, since its store was under way or it had been kept.
+        stored: Bytes that a mean run stored.
+        attributed: Share of the wall time in which at least one lane was busy.
+        load_or_store: Seconds of a mean run in which rows were moved.
+        overlap: Of what overlap could have saved, the share that it did: 1 if moving rows cost no time at all, 0 if
+            compute and transfers took turns; None where there was nothing to overlap.
+        dropped: Events that were not kept; the measured bytes and seconds lack them.
+    """
+
+    figures: Figures
+    predicted: Seconds | None = None
+    measured: Seconds | None = None
+    runs: int = 0
+    loaded: Mapping[int, float] = field(default_factory=dict[int, float])
+    stored: Mapping[int, float] = field(default_factory=dict[int, float])
+    attributed: float | None = None
+    load_or_store: float = 0.0
+    overlap: float | None = None
+    dropped: int = 0
+
+    @classmethod
+    def of(cls, figures: Figures, recording: Recording | None, prediction: Prediction | None) -> Report:
+        """Make the report of what was recorded, if anything was."""
+        predicted = None if prediction is None else _predicted(prediction)
+        if recording is None or not recording.runs or not recording.wall_s:
+            return cls(figures, predicted)
+        count, wall_s = len(recording.runs), recording.wall_s
+        compute_s, moved_s = recording.busy_s("compute") / count, recording.busy_s("load", "store") / count
+        smaller_s = min(compute_s, moved_s)
+        measured = Seconds(
+            wall_s / count,
+            compute_s,
+            recording.busy_s("load") / count,
+            recording.busy_s("store") / count,
+            recording.busy_s("host") / count,
+            {cause: seconds / count for cause, seconds in recording.waits_s().items()},
+        )
+        return cls(
+            figures,
+            predicted,
+            measured,
+            count,
+            _moved(recording, "load"),
+            _moved(recording, "store"),
+            recording.busy_s() / wall_s,
+            moved_s,
+            (compute_s + moved_s - wall_s / count) / smaller_s if smaller_s else None,
+            recording.dropped,
+        )
+
+    def __str__(self) -> str:
+        parts = [self._bytes_text(), self._seconds_text()]
+        if self.measured is None:
+            parts.append("Nothing was measured: record some runs, `with session.trace(): session.run(...)`.")
+        else:
+            parts.append(self._summary())
+        return "\n".join(parts)
+
+    def _bytes_text(self) -> str:
+        rows: list[Sequence[str]] = [("buffer", "loads, predicted", "measured", "stores, predicted", "measured")]
+        for buffer_id in self.figures.buffer_bytes:
+            traffic = self.figures.traffic.get(buffer_id)
+            loads, stores = (0, 0) if traffic is None else (traffic.load_bytes, traffic.store_bytes)
+            rows.append(
+                (
+                    str(buffer_id),
+                    *self._pair(loads, self.loaded, buffer_id),
+                    *self._pair(stores, self.stored, buffer_id),
+                )
+            )
+        text = f"device memory at the peak: {format_bytes(self.figures.device.peak_bytes)}\n"
+        if len(rows) > 1:
+            text += f"bytes of one run\n{table_to_string(rows)}"
+        return text
+
+    def _pair(self, predicted: int, measured: Mapping[int, float], buffer_id: int) -> tuple[str, str]:
+        known = _NOTHING if self.measured is None else format_bytes(round(measured.get(buffer_id, 0)))
+        return format_bytes(predicted), known
+
+    def _seconds_text(self) -> str:
+        if self.predicted is None and self.measured is None:
+            return ""
+        rows: list[Sequence[str]] = [("seconds of one run", "predicted", "measured")]
+        for name, title in (
+            ("wall", "wall"),
+            ("compute", "computing"),
+            ("load", "loading"),
+            ("store", "storing"),
+            ("host", "host, seen"),
+        ):
+            rows.append((title, _cell(self.predicted, name), _cell(self.measured, name)))
+        known = [seconds for seconds in (self.predicted, self.measured) if seconds is not None]
+        for cause in sorted({cause for seconds in known for cause in seconds.stalls}):
+            cells = (_stall(seconds, cause) for seconds in (self.predicted, self.measured))
+            rows.append((f"waiting for {cause}", *cells))
+        return table_to_string(rows)
+
+    def _summary(self) -> str:
+        lines = [f"{self.runs} runs measured; {self.attributed or 0:.1%} of their time is one lane's or another's"]
+        if self.overlap is not None:
+            lines[0] += f"; of what overlap could save, it saved {self.overlap:.0%}"
+        if self.dropped:
+            lines.append(f"{self.dropped} events were not kept: the measured figures lack them")
+        return ".\n".join(lines) + "."
+
+
+def _predicted(prediction: Prediction) -> Seconds:
+    p = prediction
+    return Seconds(p.step_s, p.compute_s, p.load_s, p.store_s, p.host_s, dict(p.stalls))
+
+
+def _moved(recording: Recording, lane: str) -> dict[int, float]:
+    """Bytes that a mean run moved, by buffer."""
+    total: dict[int, int] = {}
+    for event in recording.events:
+        if event.lane == lane and event.row is not None:
+            buffer_id, _ = event.row
+            total[buffer_id] = total.get(buffer_id, 0) + event.n_bytes
+    return {buffer_id: n_bytes / len(recording.runs) for buffer_id, n_bytes in total.items()}
+
+
+def _cell(seconds: Seconds | None, name: str) -> str:
+    return _NOTHING if seconds is None else f"{cast('float', getattr(seconds, name)):.4f}"
+
+
+def _stall(seconds: Seconds | None, cause: str) -> str:
+    return _NOTHING if seconds is None else f"{seconds.stalls.get(cause, 0.0):.4f}"
