@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=0, help="instead of the example's")
-    parser.add_argument("--device", default="44MiB", metavar="SIZE")
+    parser.add_argument("--device", default="56MiB", metavar="SIZE")
     parser.add_argument("--host", default="64MiB", metavar="SIZE")
     parser.add_argument("--steps", type=int, default=3, help="of a process whose memory is watched")
     parser.add_argument("--directory", type=Path, default=Path.cwd())

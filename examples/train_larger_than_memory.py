@@ -5,7 +5,7 @@ and both moments of Adam are rows of remote buffers in files. A step visits the 
 all micro-batches through a layer before it goes on: each layer's weights are loaded twice a step, its moments once, and
 the device never holds more than a few layers. What the layers were given on the way up is kept in files as well.
 
-    ./dev demo --train                                      about ten minutes on two cores; continues where it stopped
+    ./dev demo --train                                      about ten minutes on two cores; goes on where it stopped
     python examples/train_larger_than_memory.py --steps 20  the same by hand
     python examples/train_larger_than_memory.py --resident  the state on the device: the same losses, bit for bit
 
@@ -21,17 +21,18 @@ import math
 import os
 import shutil
 import sysconfig
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib import pyplot as plt
 
 import popxl
-from popxl import ops, transforms
+from popxl import observe, ops, transforms
 from popxl.ops import var_updates
 from popxl.ops.call import CallSiteInfo
 from popxl.tensor import Variable
@@ -46,13 +47,15 @@ BETA1, BETA2, EPSILON = 0.9, 0.95, 1e-8
 MASKED = -1e9
 #: What training keeps of each weight; moments start as zeros.
 KINDS = ("weight", "first", "second")
+#: Steps at the end of which every row is recorded.
+TRACED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """Sizes: layers, features, heads, symbols in a sequence, sequences in a micro-batch, micro-batches in a step."""
 
-    layers: int = 104
+    layers: int = 128
     width: int = 256
     heads: int = 4
     length: int = 128
@@ -424,6 +427,10 @@ class Losses:
         self.values.append(loss)
         self._file.write(f"{loss.hex()}\n")
 
+    def mean(self, count: int) -> float:
+        """Of the last steps."""
+        return float(np.mean(self.values[-count:]))
+
     def sync(self) -> None:
         """Write what was noted, before the steps are committed."""
         self._file.flush()
@@ -449,20 +456,53 @@ def train(config: Config, options: argparse.Namespace) -> None:
         if done:
             print(f"going on after step {done}, from commit {session.generation}")
         with Losses(options.out / "losses.txt", done) as losses:
-            start_s = time.perf_counter()
-            for step in range(done, options.steps):
-                rate = config.learning_rate * min(1.0, (step + 1) / config.warm_up)
-                inputs = {training.symbols: draw_batches(text, config, step), training.rate: np.float32(rate)}
+
+            def step() -> float:
+                k = len(losses.values)
+                rate = config.learning_rate * min(1.0, (k + 1) / config.warm_up)
+                inputs = {training.symbols: draw_batches(text, config, k), training.rate: np.float32(rate)}
                 losses.add(float(session.run(inputs)[training.loss]))
-                if (step + 1) % options.commit_every == 0 or step + 1 == options.steps:
-                    session.wait()
-                    losses.sync()
-                    session.commit()
-                    took = (time.perf_counter() - start_s) / (step + 1 - done)
-                    mean = np.mean(losses.values[-options.commit_every :])
-                    print(f"step {step + 1:5}   loss {mean:.4f}   {took:6.2f} s a step   committed", flush=True)
+                return losses.values[-1]
+
+            with observe.progress(options.steps, session, done=done) as bar:
+                for k in range(done, options.steps - TRACED):
+                    bar.step(loss=step())
+                    if (k + 1) % options.commit_every == 0:
+                        commit(session, losses)
+                        print(f"step {k + 1:5}   loss {losses.mean(options.commit_every):.4f}   committed", flush=True)
+                # The last steps are recorded, for the pictures.
+                with session.trace(options.out / "trace.json"):
+                    while len(losses.values) < options.steps:
+                        bar.step(loss=step())
+            commit(session, losses)
+            draw_losses(losses.values, options.out / "loss.png")
+        if options.steps > done:
+            session.timeline(options.out / "memory.png")
+            print(session.report())
+        print(f"losses, trace.json, loss.png and memory.png are in {options.out}")
         if options.write:
             print("\n" + write(config, session, training, b"def ", options).decode("ascii", "replace"))
+
+
+def commit(session: popxl.Session, losses: Losses) -> None:
+    """Make the losses, and then the state that they led to, outlive a crash."""
+    losses.sync()
+    session.commit()
+
+
+def draw_losses(losses: Sequence[float], path: Path) -> None:
+    """Draw the loss of every step, and a running mean."""
+    mpl.use("agg")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    axis.plot(np.arange(1, len(losses) + 1), losses, color="0.75", linewidth=1, label="step")
+    window = min(10, len(losses))
+    smooth = np.convolve(losses, np.full(window, 1 / window), "valid")
+    axis.plot(np.arange(window, len(losses) + 1), smooth, color="tab:blue", label=f"mean of {window}")
+    axis.set(xlabel="step", ylabel="loss, nats a byte", title="Training loss")
+    axis.grid(color="0.93")
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def describe(config: Config, session: popxl.Session, options: argparse.Namespace) -> str:
@@ -501,11 +541,11 @@ def write(
 def main(arguments: Sequence[str] | None = None) -> None:
     usual = Config()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--layers", type=int, default=usual.layers)
     parser.add_argument("--width", type=int, default=usual.width)
     parser.add_argument("--length", type=int, default=usual.length, help="symbols in a sequence")
-    parser.add_argument("--device-memory", default="44MiB", metavar="SIZE")
+    parser.add_argument("--device-memory", default="56MiB", metavar="SIZE")
     parser.add_argument("--host-memory", default="64MiB", metavar="SIZE", help="for rows on their way")
     parser.add_argument("--resident", action="store_true", help="keep the state on the device instead")
     parser.add_argument("--out", type=Path, default=Path(".cache/train"), metavar="DIR", help="for state and pictures")
