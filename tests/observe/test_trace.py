@@ -121,8 +121,22 @@ def test_the_report_has_the_bytes_that_were_moved(traced: tuple[Any, Any, popxl.
     assert report.measured is not None
     assert max(report.measured.compute, report.measured.load) <= report.measured.wall
     text = str(report)
-    assert "1.14 MiB         | 1.14 MiB" in text
+    assert "1.14 MiB         | 1.14 MiB | 0 B" in text
     assert "2 runs measured" in text
+
+
+def test_rows_read_and_rows_still_in_memory_are_what_was_predicted(tmp_path: Path) -> None:
+    ir = popxl.Ir()
+    with ir.main_graph, popxl.in_sequence():
+        buffer = popxl.remote_buffer((LENGTH,), popxl.float32, 2)
+        for entry in (0, 0, 0, 1):  # the second and the third find what was stored just before
+            ops.remote_store(buffer, entry, ops.remote_load(buffer, entry) + 1)
+    with popxl.Session(ir, streaming_memory=f"file:{tmp_path / 'rows'}") as session, session.trace():
+        session.run()
+    report = session.report()
+    assert report.loaded == {1: 2 * ROW_BYTES}
+    assert report.in_memory == {1: 2 * ROW_BYTES}
+    assert session.figures.load_bytes == sum(report.loaded.values()) + sum(report.in_memory.values())
 
 
 def test_a_picture_is_drawn(traced: tuple[Any, Any, popxl.Session], tmp_path: Path) -> None:

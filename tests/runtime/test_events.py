@@ -241,7 +241,7 @@ def test_row_that_is_taken_from_memory_was_not_loaded() -> None:
     played.engine.load(1, 0)
     played.engine.drain()
     played.close()
-    assert played.kinds() == ["wait for store", "store"]
+    assert played.kinds() == ["row in memory", "wait for store", "store"]
 
 
 def test_row_that_cannot_be_read_was_not_loaded() -> None:

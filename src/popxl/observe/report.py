@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from popxl.plan.memory import Figures
+from popxl.runtime.events import IN_MEMORY
 from popxl.units import format_bytes
 from popxl.utils import table_to_string
 
@@ -80,8 +81,9 @@ class Report:
         predicted: Seconds of one run; None without a prediction.
         measured: Seconds of a mean run; None if none was recorded.
         runs: How many were recorded.
-        loaded: Bytes that a mean run loaded, by the number of the buffer: fewer than predicted where a row was still in
-            memory, since its store was under way or it had been kept.
+        loaded: Bytes that a mean run read from Streaming Memory, by the number of the buffer.
+        in_memory: Bytes that it asked for and that were still in memory, since their store was under way or they had
+            been kept; with `loaded` they are what was predicted.
         stored: Bytes that a mean run stored.
         attributed: Share of the wall time in which at least one lane was busy.
         load_or_store: Seconds of a mean run in which rows were moved.
@@ -95,6 +97,7 @@ class Report:
     measured: Seconds | None = None
     runs: int = 0
     loaded: Mapping[int, float] = field(default_factory=dict[int, float])
+    in_memory: Mapping[int, float] = field(default_factory=dict[int, float])
     stored: Mapping[int, float] = field(default_factory=dict[int, float])
     attributed: float | None = None
     load_or_store: float = 0.0
@@ -124,6 +127,7 @@ class Report:
             measured,
             count,
             _moved(recording, "load"),
+            _moved(recording, IN_MEMORY),
             _moved(recording, "store"),
             recording.busy_s() / wall_s,
             moved_s,
@@ -140,15 +144,20 @@ class Report:
         return "\n".join(parts)
 
     def _bytes_text(self) -> str:
-        rows: list[Sequence[str]] = [("buffer", "loads, predicted", "measured", "stores, predicted", "measured")]
+        rows: list[Sequence[str]] = [
+            ("buffer", "loads, predicted", "read", "still in memory", "stores, predicted", "measured")
+        ]
         for buffer_id in self.figures.buffer_bytes:
             traffic = self.figures.traffic.get(buffer_id)
             loads, stores = (0, 0) if traffic is None else (traffic.load_bytes, traffic.store_bytes)
             rows.append(
                 (
                     str(buffer_id),
-                    *self._pair(loads, self.loaded, buffer_id),
-                    *self._pair(stores, self.stored, buffer_id),
+                    format_bytes(loads),
+                    self._measured_bytes(self.loaded, buffer_id),
+                    self._measured_bytes(self.in_memory, buffer_id),
+                    format_bytes(stores),
+                    self._measured_bytes(self.stored, buffer_id),
                 )
             )
         text = f"device memory at the peak: {format_bytes(self.figures.device.peak_bytes)}\n"
@@ -156,9 +165,8 @@ class Report:
             text += f"bytes of one run\n{table_to_string(rows)}"
         return text
 
-    def _pair(self, predicted: int, measured: Mapping[int, float], buffer_id: int) -> tuple[str, str]:
-        known = _NOTHING if self.measured is None else format_bytes(round(measured.get(buffer_id, 0)))
-        return format_bytes(predicted), known
+    def _measured_bytes(self, moved: Mapping[int, float], buffer_id: int) -> str:
+        return _NOTHING if self.measured is None else format_bytes(round(moved.get(buffer_id, 0)))
 
     def _seconds_text(self) -> str:
         if self.predicted is None and self.measured is None:
@@ -179,7 +187,8 @@ class Report:
         return table_to_string(rows)
 
     def _summary(self) -> str:
-        lines = [f"{self.runs} runs measured; {self.attributed or 0:.1%} of their time is one lane's or another's"]
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        lines = [f"{runs} measured; {self.attributed or 0:.1%} of the time is one lane's or another's"]
         if self.overlap is not None:
             lines[0] += f"; of what overlap could save, it saved {self.overlap:.0%}"
         if self.dropped:
@@ -192,11 +201,11 @@ def _predicted(prediction: Prediction) -> Seconds:
     return Seconds(p.step_s, p.compute_s, p.load_s, p.store_s, p.host_s, dict(p.stalls))
 
 
-def _moved(recording: Recording, lane: str) -> dict[int, float]:
-    """Bytes that a mean run moved, by buffer."""
+def _moved(recording: Recording, kind: str) -> dict[int, float]:
+    """Bytes of events of a kind in a mean run, by buffer."""
     total: dict[int, int] = {}
     for event in recording.events:
-        if event.lane == lane and event.row is not None:
+        if event.kind == kind and event.row is not None:
             buffer_id, _ = event.row
             total[buffer_id] = total.get(buffer_id, 0) + event.n_bytes
     return {buffer_id: n_bytes / len(recording.runs) for buffer_id, n_bytes in total.items()}

@@ -16,6 +16,8 @@ from typing import Any, Literal, final
 Lane = Literal["compute", "load", "store", "host"]
 #: Buffer and entry.
 Row = tuple[int, int]
+#: On the host: a row that was asked for and need not be read; it takes no time.
+IN_MEMORY = "row in memory"
 
 
 @dataclass(frozen=True, slots=True)

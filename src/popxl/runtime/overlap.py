@@ -13,7 +13,7 @@ from typing import Any, final
 
 from popxl.op import Op
 from popxl.plan.lookahead import Coming, ComingBranch, ComingLoad, ComingStore, Walk
-from popxl.runtime.events import Events
+from popxl.runtime.events import IN_MEMORY, Events
 from popxl.runtime.streaming.blocks import Block, BlockPool
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
@@ -287,6 +287,8 @@ class OverlappedTransfers(Transfers):
                 self._fetched.pop(row, None)
                 raise
             fetched.transfer = fetched.block = None
+        else:
+            self._report_in_memory(row)
         return fetched.value
 
     def _store_now(self, row: Row, value: Array, op: Op | None) -> None:
@@ -305,6 +307,7 @@ class OverlappedTransfers(Transfers):
         self._writes.check(row)
         value = self._in_memory(row)
         if value is not None:
+            self._report_in_memory(row)
             return value
         spec = self._specs[row[0]]
         self._start()
@@ -335,6 +338,11 @@ class OverlappedTransfers(Transfers):
             self._events.emit_row("host", "wait for row", n_bytes, wait_s, row)
         if transfer.begin_s is not None:
             self._events.emit_row("load", "load", n_bytes, transfer.begin_s, row, transfer.end_s)
+
+    def _report_in_memory(self, row: Row) -> None:
+        begin_s = self._events.now()
+        if begin_s is not None:
+            self._events.emit_row("host", IN_MEMORY, self._specs[row[0]].entry_bytes, begin_s, row, begin_s)
 
     def _in_memory(self, row: Row) -> Array | None:
         """The value of a row as far as the run has come, if it need not be read."""
