@@ -45,14 +45,14 @@ def list_buffers(directory: str) -> int:
         table = [("id", "shape", "dtype", "entries", "written", "bytes", "names")]
         table += [_line(committed, spec) for spec in committed.buffers]
         generation, specs = committed.generation, committed.buffers
-    _say(f"generation {generation}" if generation else "generation 0: nothing was committed yet")
+    say(f"generation {generation}" if generation else "generation 0: nothing was committed yet")
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         numbers = [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
-        _say("  ".join([*numbers, row[-1]]).rstrip())
+        say("  ".join([*numbers, row[-1]]).rstrip())
     total_bytes = sum(spec.entries * spec.entry_bytes for spec in specs)
     entries = sum(spec.entries for spec in specs)
-    _say(f"total: {_count(len(specs), 'buffer')}, {_count(entries, 'entry', 'entries')}, {format_bytes(total_bytes)}")
+    say(f"total: {count(len(specs), 'buffer')}, {count(entries, 'entry', 'entries')}, {format_bytes(total_bytes)}")
     return 0
 
 
@@ -70,7 +70,7 @@ def _line(committed: CommittedDirectory, spec: BufferSpec) -> tuple[str, ...]:
 def verify(directory: str) -> int:
     """Read every entry and print those that are damaged. Returns the exit status, 1 if there are any."""
     checked = damaged = checked_bytes = 0
-    with CommittedDirectory.open(directory) as committed, _Progress("checked", _written_bytes(committed)) as progress:
+    with CommittedDirectory.open(directory) as committed, Progress("checked", written_bytes(committed)) as progress:
         for spec, entry, problem in committed.verify():
             checked += 1
             checked_bytes += spec.entry_bytes
@@ -78,11 +78,11 @@ def verify(directory: str) -> int:
                 damaged += 1
                 names = [name for named, name in spec.names if named == entry]
                 progress.clear()
-                _say(printable(" ".join([problem, f"It is {', '.join(names)}."] if names else [problem])))
+                say(printable(" ".join([problem, f"It is {', '.join(names)}."] if names else [problem])))
             progress.show(checked_bytes)
         generation = committed.generation
-    what = f"{_count(checked, 'entry', 'entries')} of {format_bytes(checked_bytes)}"
-    _say(f"generation {generation}: {what}, {damaged or 'none'} damaged")
+    what = f"{count(checked, 'entry', 'entries')} of {format_bytes(checked_bytes)}"
+    say(f"generation {generation}: {what}, {damaged or 'none'} damaged")
     return 1 if damaged else 0
 
 
@@ -101,14 +101,14 @@ def export(directory: str, file: str, *, force: bool = False) -> int:
         metadata = {"format": "popxl-streaming-memory", "generation": str(committed.generation)}
         header = encode_header(tensors, metadata)
         total_bytes = tensors[-1].end
-        with _replacing(Path(file)) as target, _Progress("exported", total_bytes) as progress:
+        with _replacing(Path(file)) as target, Progress("exported", total_bytes) as progress:
             target.write(header)
             for row, tensor in zip(rows, tensors, strict=True):
                 for piece in committed.chunks(row.spec.buffer_id, row.entry):
                     target.write(piece)
                 progress.show(tensor.end)
         generation = committed.generation
-    _say(f"generation {generation}: {_count(len(rows), 'tensor')} of {format_bytes(total_bytes)} exported")
+    say(f"generation {generation}: {count(len(rows), 'tensor')} of {format_bytes(total_bytes)} exported")
     return 0
 
 
@@ -159,12 +159,12 @@ def import_(file: str, directory: str) -> int:
         tier = FileTier(directory, reopen=True)
         tier.open(specs)
         try:
-            with _Progress("imported", tensors[-1].end) as progress:
+            with Progress("imported", tensors[-1].end) as progress:
                 _store_all(pairs, source, tier, progress)
             generation = tier.commit()
         finally:
             tier.close()
-    _say(f"generation {generation}: {_count(len(pairs), 'tensor')} of {format_bytes(tensors[-1].end)} imported")
+    say(f"generation {generation}: {count(len(pairs), 'tensor')} of {format_bytes(tensors[-1].end)} imported")
     return 0
 
 
@@ -212,7 +212,7 @@ def _unnamed(name: str, specs: dict[int, BufferSpec]) -> Row | None:
 
 
 def _store_all(
-    pairs: Iterable[tuple[TensorEntry, Row]], source: BufferedReader, tier: FileTier, progress: _Progress
+    pairs: Iterable[tuple[TensorEntry, Row]], source: BufferedReader, tier: FileTier, progress: Progress
 ) -> None:
     stored: dict[tuple[int, int], str] = {}
     for tensor, row in pairs:
@@ -243,19 +243,22 @@ def _same_bytes(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     return bool(np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)))
 
 
-def _written_bytes(committed: CommittedDirectory) -> int:
+def written_bytes(committed: CommittedDirectory) -> int:
+    """Bytes of all rows that a commit published."""
     return sum(committed.written(spec.buffer_id).size * spec.entry_bytes for spec in committed.buffers)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line."""
     sys.stdout.write(line + "\n")
 
 
-def _count(n: int, one: str, many: str | None = None) -> str:
+def count(n: int, one: str, many: str | None = None) -> str:
+    """A number and what it is of."""
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
-class _Progress:
+class Progress:
     """How far a command is, on the error stream, and only if that is a terminal."""
 
     def __init__(self, what: str, total_bytes: int) -> None:
@@ -278,7 +281,7 @@ class _Progress:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:

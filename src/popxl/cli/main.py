@@ -76,6 +76,37 @@ def _add_buffers(parser: argparse.ArgumentParser) -> None:
     load.add_argument("file", metavar="FILE.safetensors", help="the file to read")
     _add_directory(load)
     load.set_defaults(command=_import)
+    _add_archives(commands.add_parser)
+
+
+def _add_archives(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    push = add_parser(
+        "push",
+        help="archive the last commit in an object store",
+        description="Archive the last commit in an object store: s3://bucket/prefix, gs://..., az://... or file:///... "
+        "Rows that it has already are not sent.",
+    )
+    _add_directory(push)
+    push.add_argument("url", metavar="URL", help="where the archive is, or shall be")
+    push.add_argument("--codec", choices=("none", "zstd"), default="none", help="compress what it is worth it for")
+    push.set_defaults(command=_push)
+
+    pull = add_parser(
+        "pull",
+        help="fetch an archived commit from an object store",
+        description="Make a directory hold an archived commit, all of it or nothing. Rows that it has already are not "
+        "fetched. No session may have it open.",
+    )
+    pull.add_argument("url", metavar="URL", help="where the archive is")
+    _add_directory(pull)
+    pull.add_argument("--generation", type=_positive, metavar="N", help="which one (default: the last)")
+    pull.set_defaults(command=_pull)
+
+    listed = add_parser(
+        "generations", help="list what an archive holds", description="List the commits that an archive holds."
+    )
+    listed.add_argument("url", metavar="URL", help="where the archive is")
+    listed.set_defaults(command=_generations)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +170,24 @@ def _import(arguments: argparse.Namespace) -> int:
     from . import buffers
 
     return buffers.import_(arguments.file, arguments.directory)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from . import archive
+
+    return archive.push(arguments.directory, arguments.url, arguments.codec)
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from . import archive
+
+    return archive.pull(arguments.url, arguments.directory, arguments.generation)
+
+
+def _generations(arguments: argparse.Namespace) -> int:
+    from . import archive
+
+    return archive.generations(arguments.url)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -136,6 +136,18 @@ class CommittedDirectory:
         """
         return self._slot(*self._locate(buffer_id, entry)) != 0
 
+    def digest(self, buffer_id: int, entry: SupportsIndex) -> int:
+        """xxh3_64 of an entry's bytes, as the commit recorded it; means nothing for one that was never written.
+
+        Raises:
+            PopxlKeyError: No such buffer.
+            RemoteOffsetError: ``entry`` is out of range.
+            StreamingMemoryError: No commit publishes the buffer.
+        """
+        spec, index = self._locate(buffer_id, entry)
+        table = self._table(spec)
+        return int(table.digests[index]) if table else 0
+
     def read(self, buffer_id: int, entry: SupportsIndex) -> npt.NDArray[Any]:
         """One entry, in memory of its own.
 
