@@ -20,19 +20,19 @@ SINGLE = np.dtype(np.float32)
 
 
 @given(op_programs())
-@settings(SLOW, max_examples=50)
+@settings(SLOW, max_examples=25)
 def test_random_programs_of_ops_give_what_numpy_does(program: Program) -> None:
     check(program)
 
 
 @given(op_programs(most=15))
-@settings(SLOW, max_examples=50)
+@settings(SLOW, max_examples=25)
 def test_short_random_programs_of_ops_give_what_numpy_does(program: Program) -> None:
     check(program)
 
 
 @given(op_programs(focus="update view"))
-@settings(SLOW, max_examples=50)
+@settings(SLOW, max_examples=25)
 def test_random_programs_of_views_and_updates_give_what_numpy_does(program: Program) -> None:
     check(program)
 

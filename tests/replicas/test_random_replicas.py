@@ -17,7 +17,7 @@ QUICK = settings(
 
 @pytest.mark.timeout(300)
 @given(case=cases())
-@settings(QUICK, max_examples=120)
+@settings(QUICK, max_examples=60)
 def test_random_replicas_do_what_the_model_says(case: Case) -> None:
     check(case, "ram", Path())
 

@@ -1,6 +1,6 @@
 """Seeing what a session does: traces, reports, a memory timeline, progress. Reads events, off the hot path."""
 
-from .progress import Progress, progress
+from .progress_bar import Progress, progress
 from .recording import Recording
 from .report import Report
 
