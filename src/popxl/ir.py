@@ -139,7 +139,7 @@ class Ir:
     def create_graph(self, fn: GraphFunction | Module, *args: Any, **kwargs: Any) -> Graph:
         """Build a graph by running `fn` on new graph inputs that look like the arguments.
 
-        Tensors and `TensorSpec`s among the arguments (also inside lists, ``*args`` and ``**kwargs``) become
+        Tensors and each `TensorSpec` among the arguments (also inside lists, ``*args`` and ``**kwargs``) become
         inputs of the new graph; everything else is passed through. The outputs are what `fn` returns.
 
         Args:

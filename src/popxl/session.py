@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ from popxl.host_arrays import (
 from popxl.ir import Ir
 from popxl.observe.observed import Observed
 from popxl.plan import GraphPlan, plan_program
-from popxl.plan.memory import Figures, check_fits, figures
+from popxl.plan.memory import Figures, check_fits, figures, possible_changes
+from popxl.plan.steps import Segment
 from popxl.plan.validate import check_inplacing, check_program
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Constant, Tensor, Variable
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 Array = Any
 _log = logging.getLogger(__name__)
+
+#: Told of each session that is about to be made, with its arguments, while somebody wants to stop a program there.
+on_construction: Callable[[Ir, dict[str, Any]], object] | None = None
 
 
 class Session(Observed):
@@ -101,6 +105,7 @@ class Session(Observed):
         devices: int | None = None,
         check_ambiguity: bool = False,
     ) -> None:
+        from popxl.observe.compiled import Compiled
         from popxl.runtime.compiler import compile_plan
         from popxl.runtime.completion import Completion
         from popxl.runtime.device_weights import DeviceWeights, remote_buffers
@@ -113,6 +118,16 @@ class Session(Observed):
 
         if not isinstance(ir, Ir):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PopxlTypeError(f"A Session takes an Ir, not {ir!r}.", hint="pass the Ir, not a graph")
+        if on_construction is not None:
+            arguments = {
+                "device_desc": device_desc,
+                "weights_to_host_on_exit": weights_to_host_on_exit,
+                "streaming_memory": streaming_memory,
+                "device_memory": device_memory,
+                "devices": devices,
+                "check_ambiguity": check_ambiguity,
+            }
+            on_construction(ir, arguments)
         self._ir = ir
         peers = join(ir.job)
         placement = find_placement(ir, device_desc, devices)
@@ -132,9 +147,13 @@ class Session(Observed):
         self._plan = plan_program(ir, placement.device_count, has_stages=placement.has_stages)
         executables = compile_plan(self._plan, placement, ir.cache_directory)
         self._compiled_count = len(executables)
-        self._figures = figures(self._plan, ir, lambda segment: executables[segment.key].temporary_bytes)
+
+        def temporary_bytes(segment: Segment) -> int:
+            return executables[segment.key].temporary_bytes
+
+        self._figures = figures(self._plan, ir, temporary_bytes)
         budget, replicas = parse_bytes(device_memory), self._plan.replicas
-        check_fits(self._figures.device, budget)
+        check_fits(self._figures.device, budget, possible_changes(self._plan, ir, temporary_bytes))
         peak_bytes, host_bytes = self._figures.device.peak_bytes, self._streaming_memory.host_bytes
         limits = MemoryLimits.choose(
             remote_buffers(ir, replicas), peak_bytes, budget, host_bytes, has_stores=self._figures.store_bytes > 0
@@ -143,6 +162,8 @@ class Session(Observed):
         self._events = completion.events
         self._weights = DeviceWeights(ir, replicas, placement, self._streaming_memory.tier, completion, limits)
         self._executor = Executor(self._plan, executables, placement, completion)
+        tier = self._streaming_memory.tier
+        self._compiled = Compiled(ir, self._plan, executables, placement, limits, tier, self._figures)
         self._entries: list[bool] = []
         #: Variables whose host value is not the device's.
         self._stale: set[Variable] = set()

@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_buffers(groups.add_parser("buffers", help="look at, check, export and import Streaming Memory directories"))
     _add_run(groups.add_parser("run", help="run a program in several processes of this machine"))
     _add_doctor(groups.add_parser("doctor", help="check whether this machine and a directory are fit for streaming"))
+    _add_estimate(
+        groups.add_parser("estimate", help="predict memory, traffic and time of a program, without running it")
+    )
     _add_env(groups.add_parser("env", help="print what a report of a bug needs to say of this machine"))
     return parser
 
@@ -136,6 +139,28 @@ def _add_env(parser: argparse.ArgumentParser) -> None:
         "Print versions, devices and environment variables for a report of a bug, without names of users or hosts."
     )
     parser.set_defaults(command=_env)
+
+
+def _add_estimate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Execute a program up to the first popxl.Session that it makes, and print what a run will take: bytes per "
+        "tier, bytes moved, the bound and the time of a step. Nothing runs and nothing is uploaded. Exit status 1 if "
+        "it does not fit, with one change that helps."
+    )
+    parser.add_argument("--device", metavar="SIZE", help='device memory, such as 2GiB, instead of device_memory="..."')
+    parser.add_argument("--host", metavar="SIZE", help="host memory for rows, instead of host_memory=...")
+    parser.add_argument("--file", metavar="SIZE", help="space for rows on the disk, instead of what is free there")
+    parser.add_argument("--directory", metavar="DIR", help="where the rows lie, instead of streaming_memory=...")
+    parser.add_argument("program", metavar="PROGRAM.py", help="the program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    parser.set_defaults(command=_estimate)
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    from . import estimate
+
+    wanted = estimate.Wanted(arguments.device, arguments.host, arguments.file, arguments.directory)
+    return estimate.estimate(arguments.program, arguments.arguments, wanted)
 
 
 def _positive(text: str) -> int:

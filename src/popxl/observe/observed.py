@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from popxl.plan.memory import Figures
 
 if TYPE_CHECKING:
+    from popxl.observe.compiled import Compiled
     from popxl.observe.recording import Recording
     from popxl.observe.report import Report
+    from popxl.plan.costs import Prediction
     from popxl.runtime.events import Sink
 
 
@@ -18,6 +20,8 @@ class Observed(ABC):
     """A session as seen from outside."""
 
     _recording: Recording | None = None
+    _prediction: Prediction | None = None
+    _compiled: Compiled
 
     @property
     @abstractmethod
@@ -58,11 +62,37 @@ class Observed(ABC):
         self._observe(self._recording.add)
         return self._recording
 
+    def estimate(self) -> Prediction:
+        """Predict what a run takes: seconds, bytes moved, memory of each tier, what bounds it, and what it waits for.
+
+        The program does not run, and none of its data are touched. Each of its executables is timed on zeros, and for
+        ``"file:DIR"`` the disk with rows of the program's sizes, in a file of that directory that has no name; what the
+        disk can do is kept there. That takes some seconds. `report` and `timeline` show the prediction afterwards.
+
+        Raises:
+            PopxlNotImplementedError: (a `NotImplementedError`) for a program that runs in several processes.
+            StreamingMemoryError: The disk cannot be measured.
+
+        Example:
+            >>> import popxl
+            >>> ir = popxl.Ir()
+            >>> with ir.main_graph:
+            ...     x = popxl.variable([1.0, 2.0])
+            ...     x += 1
+            >>> found = popxl.Session(ir).estimate()
+            >>> found.tier_bytes["device"], found.step_s > 0
+            (8, True)
+        """
+        from popxl.observe.estimation import estimate
+
+        self._prediction = estimate(self._compiled)
+        return self._prediction
+
     def report(self) -> Report:
         """What was predicted beside what the last recording measured; ``print`` shows it as tables."""
         from popxl.observe.report import Report
 
-        return Report.of(self.figures, self._recording, None)
+        return Report.of(self.figures, self._recording, self._prediction)
 
     def timeline(self, path: str | Path) -> None:
         """Draw memory over the runs of the last recording: what was predicted and what was measured.
@@ -78,7 +108,8 @@ class Observed(ABC):
 
         if self._recording is None:
             raise PopxlError("Nothing was recorded.", hint="record some runs: `with session.trace(): session.run(...)`")
-        draw_timeline(self._recording, self.figures, path)
+        predicted = () if self._prediction is None else self._prediction.timeline
+        draw_timeline(self._recording, self.figures, path, predicted)
 
     def _end_recording(self) -> None:
         if self._recording is not None:

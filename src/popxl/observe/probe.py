@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -85,8 +85,8 @@ class Arguments:
             # Memory of its own, that the executable can reuse.
             return jax.device_put(value, self._where(aval), may_alias=False)
         memory = Region(_nbytes(aval)).memory  # as rows lie in
-        memory.write(bytes(1 << 20) * (_nbytes(aval) >> 20) + bytes(_nbytes(aval) % (1 << 20)))
-        value = np.ndarray(aval.shape, aval.dtype, buffer=memory)
+        value: np.ndarray[Any, Any] = np.ndarray(aval.shape, aval.dtype, buffer=memory)
+        value.fill(0)  # untouched, all of it would be one page
         value.flags.writeable = False
         return value if self._is_row[i] and aval.sharding is None else jax.device_put(value, self._where(aval))
 
@@ -130,7 +130,7 @@ def probe_segments(
 
 
 @contextmanager
-def on_device(placement: Placement) -> Iterator[None]:
+def on_device(placement: Placement) -> Generator[None]:
     """The settings of a run."""
     with jax.default_device(placement.device), jax.enable_x64(True):
         yield
@@ -190,11 +190,15 @@ def _seconds_together(executable: Executable, arguments: Arguments) -> float:
 # The host
 
 
+def _add_one(x: Array) -> tuple[Array, Array]:
+    return x + 1, jnp.zeros((), jnp.uint8)
+
+
 @cache
 def _call_seconds(device: Any) -> float:
     """Seconds that a call of an executable takes at least."""
     with jax.default_device(device):
-        function: Any = jax.jit(lambda x: (x + 1, jnp.zeros((), jnp.uint8)))
+        function: Any = jax.jit(_add_one)
         x = jnp.zeros((), jnp.float32)
         compiled = function.lower(x).compile()
         return statistics.median(run_once(Executable(compiled, 0, 0), [x]).call_s for _ in range(50))
@@ -252,7 +256,10 @@ def _walker(steps: int, placement: Placement) -> Callable[[], None]:
     pair = (Compute(segment, (0,), (1,)), Free((1,)))
     none: frozenset[int] = frozenset()
     plan = GraphPlan("", 2, (), (), (), (), pair * steps, none, none, none)
-    nothing: Any = lambda value: (value, token)  # noqa: E731
+
+    def nothing(value: Array) -> tuple[Array, _Token]:
+        return value, token
+
     executor = Executor(plan, {"nothing": Executable(nothing, 0, 0)}, placement, Completion())
     streams, transfers = HostStreams({}, {}), DirectTransfers(RamTier())
     return lambda: executor.run({}, streams, transfers)

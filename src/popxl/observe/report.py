@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .recording import Recording
 
 _NOTHING = "-"
+#: Where the smaller of compute and transfers is less of the time, there is nothing to overlap worth telling.
+_LEAST_SHARE = 0.02
 
 
 class Prediction(Protocol):
@@ -113,6 +115,7 @@ class Report:
         count, wall_s = len(recording.runs), recording.wall_s
         compute_s, moved_s = recording.busy_s("compute") / count, recording.busy_s("load", "store") / count
         smaller_s = min(compute_s, moved_s)
+        has_overlap = smaller_s > _LEAST_SHARE * wall_s / count
         measured = Seconds(
             wall_s / count,
             compute_s,
@@ -131,7 +134,7 @@ class Report:
             _moved(recording, "store"),
             recording.busy_s() / wall_s,
             moved_s,
-            (compute_s + moved_s - wall_s / count) / smaller_s if smaller_s else None,
+            max(0.0, compute_s + moved_s - wall_s / count) / smaller_s if has_overlap else None,
             recording.dropped,
         )
 

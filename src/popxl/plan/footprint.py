@@ -65,6 +65,18 @@ def reachable_plans(plan: GraphPlan) -> Iterator[GraphPlan]:
             stack += [body for step in current.steps for body in called_plans(step)]
 
 
+def fixed_values(plan: GraphPlan, resident: Iterable[Tensor]) -> list[Tensor]:
+    """What lies on the device during the whole run besides the variables that the plan uses: constants, and the rest.
+
+    Args:
+        plan: The plan of the main graph.
+        resident: Variables that lie on the device.
+    """
+    constants = [c for p in reachable_plans(plan) for _, c in p.constants if value_bytes(c, plan.replicas)]
+    used = {v for _, v in plan.variables}
+    return [t for t in dict.fromkeys([*constants, *resident]) if t not in used]
+
+
 def device_footprint(
     plan: GraphPlan, temporary_bytes: Callable[[Segment], int], resident: Iterable[Tensor] = ()
 ) -> Footprint:
@@ -80,9 +92,7 @@ def device_footprint(
         resident: Variables that lie on the device; those that no step uses count too.
     """
     analysis = Analysis(temporary_bytes)
-    constants = [c for p in reachable_plans(plan) for _, c in p.constants if value_bytes(c, plan.replicas)]
-    used = {v for _, v in plan.variables}
-    fixed = [t for t in dict.fromkeys([*constants, *resident]) if t not in used]
+    fixed = fixed_values(plan, resident)
 
     def walk(stop: Moment | None) -> FrameWalk:
         frame = FrameWalk(analysis, plan, stop)

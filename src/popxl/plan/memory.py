@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from popxl.errors import OutOfMemoryError
 from popxl.ir import Ir
+from popxl.plan.fitting import Change, best_change, changes
 from popxl.plan.footprint import Footprint, Live, device_footprint
 from popxl.plan.memory_walk import value_bytes
 from popxl.plan.replicas import Replicas
@@ -24,6 +25,7 @@ __all__ = [
     "check_fits",
     "device_footprint",
     "figures",
+    "possible_changes",
     "traffic",
     "value_bytes",
 ]
@@ -127,16 +129,19 @@ def _step_traffic(
 # Budgets
 
 
-def check_fits(footprint: Footprint, budget_bytes: int | None) -> None:
+def check_fits(
+    footprint: Footprint, budget_bytes: int | None, possible: Callable[[], Iterable[Change]] = tuple
+) -> None:
     """Check that a program stays within a budget of device memory.
 
     Args:
         footprint: What the program needs.
         budget_bytes: The budget; None for none.
+        possible: Gives changes and the peak that each leaves.
 
     Raises:
         OutOfMemoryError: (a `MemoryError`) if it needs more. The message names the largest tensors at the peak and the
-            lines that made them.
+            lines that made them, and one change that makes it fit if there is one.
     """
     if budget_bytes is None or footprint.peak_bytes <= budget_bytes:
         return
@@ -149,15 +154,38 @@ def check_fits(footprint: Footprint, budget_bytes: int | None) -> None:
         lines.append(f"    {_exact(sum(t.bytes for t in rest))}: {len(rest)} more")
     if footprint.temporary_bytes:
         lines.append(f"    {_exact(footprint.temporary_bytes)}: temporaries of the ops that run then")
-    raise OutOfMemoryError("\n".join(lines), where=footprint.where or None, hint=_advice(footprint))
+    raise OutOfMemoryError(
+        "\n".join(lines), where=footprint.where or None, hint=_hint(footprint, budget_bytes, possible())
+    )
 
 
 def _exact(nbytes: int) -> str:
     return f"{nbytes} B" if nbytes < 1024 else f"{format_bytes(nbytes)} ({nbytes} B)"
 
 
+def _hint(footprint: Footprint, budget_bytes: int, possible: Iterable[Change]) -> str:
+    """One change that is known to be enough; else the best known, and what may help."""
+    change, is_enough = best_change(possible, budget_bytes)
+    if change is not None and is_enough:
+        return str(change)
+    if change is None or change.peak_bytes >= footprint.peak_bytes:
+        return _advice(footprint)
+    return f"no variable that is streamed is enough. The best is to {change}. Besides, {_temporary_advice(footprint)}"
+
+
+def _temporary_advice(footprint: Footprint) -> str:
+    """What may help with what is no variable."""
+    passing = next((t for t in footprint.live if not t.is_fixed), None)
+    if passing is None or footprint.temporary_bytes > passing.bytes:
+        return "run smaller micro-batches, so that the ops want less for temporaries, or raise the budget"
+    return (
+        f"of the rest the largest is {passing.name}, from {passing.where}: store it in a remote buffer until it is "
+        "used again, run smaller micro-batches, or raise the budget"
+    )
+
+
 def _advice(footprint: Footprint) -> str:
-    """One change that would help most."""
+    """What may help most."""
     largest = footprint.live[0] if footprint.live else None
     if largest is None or footprint.temporary_bytes > largest.bytes:
         return "run smaller micro-batches, so that the ops want less for temporaries, or raise the budget"
@@ -236,6 +264,11 @@ def _buffer_row(name: str, size: int, moved: BufferTraffic) -> tuple[str, ...]:
 
     loads, stores = cells(moved.loads, moved.load_bytes), cells(moved.stores, moved.store_bytes)
     return (name, format_bytes(size), *loads, *stores)
+
+
+def possible_changes(plan: GraphPlan, ir: Ir, temporary_bytes: Callable[[Segment], int]) -> Callable[[], list[Change]]:
+    """Return what computes the changes that `check_fits` may name; arguments as for `figures`."""
+    return lambda: changes(plan, temporary_bytes, state_tensors(ir.main_graph))
 
 
 def figures(plan: GraphPlan, ir: Ir, temporary_bytes: Callable[[Segment], int]) -> Figures:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from popxl.errors import StreamingMemoryError
 
 from .disk import direct_alignment, make_direct
-from .disk_settings import SETTINGS_NAME
+from .disk_settings import SETTINGS_NAME, SPEEDS_NAME
 from .layout import (
     GENERATION_NAME,
     GENERATION_TEMPORARY_NAME,
@@ -123,7 +123,7 @@ def inspect(directory: Path, buffers: Sequence[BufferSpec]) -> bool:
             return False
         if MANIFEST_NAME not in names:
             # What an interrupted first open leaves behind, and a probe of the disk before it.
-            strangers = sorted(names - {LOCK_NAME, MANIFEST_TEMPORARY_NAME, SETTINGS_NAME})
+            strangers = sorted(names - {LOCK_NAME, MANIFEST_TEMPORARY_NAME, SETTINGS_NAME, SPEEDS_NAME})
             if strangers:
                 raise StreamingMemoryError(
                     f"The directory {directory} is not empty and holds no Streaming Memory: it has {strangers[0]!r}"

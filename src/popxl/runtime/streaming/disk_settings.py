@@ -20,6 +20,8 @@ from .pieces import Request, Slab
 from .tier import PAGE_BYTES
 
 SETTINGS_NAME = "disk-settings.json"
+#: What `popxl.observe.disk_probe` leaves there.
+SPEEDS_NAME = "disk-speeds.json"
 _TEMPORARY_NAME = SETTINGS_NAME + ".tmp"
 _MAX_SETTINGS_BYTES = 4096
 _MAX_THREADS = 64
