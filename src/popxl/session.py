@@ -41,6 +41,8 @@ from popxl.utils import to_numpy
 
 if TYPE_CHECKING:
     from popxl.runtime.events import Sink
+    from popxl.runtime.host_io import HostStreams
+    from popxl.runtime.placement import Placement
     from popxl.runtime.streaming import StreamingMemory
 
 Array = Any
@@ -105,13 +107,6 @@ class Session(Observed):
         devices: int | None = None,
         check_ambiguity: bool = False,
     ) -> None:
-        from popxl.observe.compiled import Compiled
-        from popxl.runtime.compiler import compile_plan
-        from popxl.runtime.completion import Completion
-        from popxl.runtime.device_weights import DeviceWeights, remote_buffers
-        from popxl.runtime.devices import let_go_of_arguments
-        from popxl.runtime.executor import Executor
-        from popxl.runtime.memory_limits import MemoryLimits
         from popxl.runtime.placement import find_placement
         from popxl.runtime.processes import join
         from popxl.runtime.streaming import StreamingMemory
@@ -144,6 +139,23 @@ class Session(Observed):
         if self._read_only and weights_to_host_on_exit:
             _log.info("A memory map of %r is read-only, so leaving the session does not fetch the variables.", ir)
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
+        self._compile(placement, parse_bytes(device_memory))
+        self._entries: list[bool] = []
+        #: Variables whose host value is not the device's.
+        self._stale: set[Variable] = set()
+        self._has_uncommitted = True
+
+    def _compile(self, placement: Placement, budget: int | None) -> None:
+        """Plan the program, compile it, see whether it fits, and make what runs it."""
+        from popxl.observe.compiled import Compiled
+        from popxl.runtime.compiler import compile_plan
+        from popxl.runtime.completion import Completion
+        from popxl.runtime.device_weights import DeviceWeights, remote_buffers
+        from popxl.runtime.devices import let_go_of_arguments
+        from popxl.runtime.executor import Executor
+        from popxl.runtime.memory_limits import MemoryLimits
+
+        ir, tier = self._ir, self._streaming_memory.tier
         self._plan = plan_program(ir, placement.device_count, has_stages=placement.has_stages)
         executables = compile_plan(self._plan, placement, ir.cache_directory)
         self._compiled_count = len(executables)
@@ -152,22 +164,19 @@ class Session(Observed):
             return executables[segment.key].temporary_bytes
 
         self._figures = figures(self._plan, ir, temporary_bytes)
-        budget, replicas = parse_bytes(device_memory), self._plan.replicas
         check_fits(self._figures.device, budget, possible_changes(self._plan, ir, temporary_bytes))
-        peak_bytes, host_bytes = self._figures.device.peak_bytes, self._streaming_memory.host_bytes
         limits = MemoryLimits.choose(
-            remote_buffers(ir, replicas), peak_bytes, budget, host_bytes, has_stores=self._figures.store_bytes > 0
+            remote_buffers(ir, self._plan.replicas),
+            self._figures.device.peak_bytes,
+            budget,
+            self._streaming_memory.host_bytes,
+            has_stores=self._figures.store_bytes > 0,
         )
         completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(placement.device))
         self._events = completion.events
-        self._weights = DeviceWeights(ir, replicas, placement, self._streaming_memory.tier, completion, limits)
+        self._weights = DeviceWeights(ir, self._plan.replicas, placement, tier, completion, limits)
         self._executor = Executor(self._plan, executables, placement, completion)
-        tier = self._streaming_memory.tier
         self._compiled = Compiled(ir, self._plan, executables, placement, limits, tier, self._figures)
-        self._entries: list[bool] = []
-        #: Variables whose host value is not the device's.
-        self._stale: set[Variable] = set()
-        self._has_uncommitted = True
 
     # Properties
 
@@ -305,10 +314,29 @@ class Session(Observed):
         downcast_inputs: bool = True,
     ) -> None:
         """Run the main graph once and fill the given output arrays; see `run`."""
+        self._check_attached()
+        streams = self._streams_of_run(inputs or {}, outputs or {}, downcast_inputs=downcast_inputs)
+        recording = self._recording
+        if recording is not None:
+            recording.begin_run()
+        try:
+            self._executor.run(self._weights.values, streams, self._weights.transfers)
+        finally:
+            self._has_uncommitted = True
+            self._set_stale(self._variables)
+            if recording is not None:
+                recording.end_run()
+
+    def _streams_of_run(
+        self,
+        inputs: Mapping[HostToDeviceStream, HostScalarTensor],
+        outputs: Mapping[DeviceToHostStream, HostArray],
+        *,
+        downcast_inputs: bool = True,
+    ) -> HostStreams:
+        """Check the arrays of a run, and bring them into the form that the executor takes."""
         from popxl.runtime.host_io import HostStreams
 
-        self._check_attached()
-        inputs, outputs = inputs or {}, outputs or {}
         check_streams(inputs, self._inputs, "input")
         # What a 64-bit stream wants stays as it is.
         arrays = {
@@ -318,16 +346,11 @@ class Session(Observed):
         self._validate_run_outputs(outputs)
         ins: dict[Stream, HostArray] = {s: as_items(self._ir, s, check_dtype(s, a)) for s, a in arrays.items()}
         outs: dict[Stream, HostArray] = {s: as_items(self._ir, s, a) for s, a in outputs.items()}
-        recording = self._recording
-        if recording is not None:
-            recording.begin_run()
-        try:
-            self._executor.run(self._weights.values, HostStreams(ins, outs), self._weights.transfers)
-        finally:
-            self._has_uncommitted = True
-            self._set_stale(self._variables)
-            if recording is not None:
-                recording.end_run()
+        return HostStreams(ins, outs)
+
+    def _preparation(self) -> Callable[[], object]:
+        zeros = {s: np.zeros(full_shape(self._ir, s.shape), s.dtype.as_numpy()) for s in self._inputs}
+        return lambda: self._streams_of_run(zeros, self.create_host_outputs())
 
     def wait(self) -> None:
         """Wait until everything that runs have started is finished.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,17 +22,18 @@ from popxl.runtime.streaming.tier import BufferSpec
 
 from .compiled import Compiled
 from .disk_probe import DiskCosts, DiskUse, probe_disk, with_contention
-from .probe import Arguments, on_device, probe_host, probe_segments, run_counts, run_once
+from .probe import Arguments, median_s, on_device, probe_host, probe_segments, run_counts, run_once
 
 #: What computes less than this in a run has nothing to lose to the disk.
 _SHORT_S = 1e-3
 
 
-def estimate(program: Compiled) -> Prediction:
+def estimate(program: Compiled, prepare: Callable[[], object] = lambda: None) -> Prediction:
     """Predict what a run takes, without running the program or touching its data. It takes some seconds.
 
     Args:
         program: The program.
+        prepare: What a session does with the arrays of a run before it begins.
 
     Raises:
         PopxlNotImplementedError: (a `NotImplementedError`) for one of several processes.
@@ -44,6 +45,7 @@ def estimate(program: Compiled) -> Prediction:
             hint="estimate it with as many replicas as a process has",
         )
     costs = _costs(program)
+    costs = replace(costs, run_s=costs.run_s + median_s(prepare))
     remote = [v for v in program.ir.main_graph.variables if v.location_info.isRemote()]
     uploaded = [v.location_info.getRemoteBufferInfo() for v in remote]
     prediction = simulate(program.plan, costs, program.limits, uploaded=uploaded)
@@ -80,6 +82,7 @@ def _costs(program: Compiled) -> Costs:
         host.evaluate_s,
         0.0 if disk is None else disk.row_s,
         host.copy_s_per_byte,
+        host.fetch_s,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,10 @@ class Observed(ABC):
     @abstractmethod
     def _observe(self, sink: Sink | None) -> None:
         """Wait for what is under way; hand each later event to `sink`, in the thread of the run."""
+
+    @abstractmethod
+    def _preparation(self) -> Callable[[], object]:
+        """Return what checks and prepares the arrays of a run, given some that are zeros."""
 
     def trace(self, path: str | Path | None = None) -> Recording:
         """Record what happens from now on.
@@ -85,7 +90,7 @@ class Observed(ABC):
         """
         from popxl.observe.estimation import estimate
 
-        self._prediction = estimate(self._compiled)
+        self._prediction = estimate(self._compiled, self._preparation())
         return self._prediction
 
     def report(self) -> Report:

@@ -171,7 +171,9 @@ def _cost(executable: Executable, arguments: Arguments, floor_s: float) -> Segme
     else:
         called_s, compute_s = call_s, max(0.0, run_s - call_s)
         if run_s < _SHORT_S:
-            compute_s = min(compute_s, _seconds_together(executable, arguments))
+            each_s = _seconds_together(executable, arguments)
+            # Where calls take longer than the device, how long it takes cannot be seen like this.
+            compute_s = each_s if each_s > call_s else min(compute_s, each_s)
     return SegmentCost(called_s, compute_s, is_inline, executable.new_bytes, executable.temporary_bytes)
 
 
@@ -195,12 +197,28 @@ def _add_one(x: Array) -> tuple[Array, Array]:
 
 
 @cache
+def _adder(device: Any) -> Any:
+    """The least that can be called: an executable with one argument."""
+    with jax.default_device(device):
+        function: Any = jax.jit(_add_one)
+        return function.lower(jnp.zeros((), jnp.float32)).compile()
+
+
+@cache
+def _fetch_seconds(device: Any) -> float:
+    """Seconds that it takes to have a small array of the device on the host."""
+    with jax.default_device(device):
+        x = jnp.zeros((), jnp.float32)
+        values = iter([_adder(device)(x)[0].block_until_ready() for _ in range(30)])  # each remembers its copy
+    return median_s(lambda: np.asarray(next(values)))
+
+
+@cache
 def _call_seconds(device: Any) -> float:
     """Seconds that a call of an executable takes at least."""
     with jax.default_device(device):
-        function: Any = jax.jit(_add_one)
         x = jnp.zeros((), jnp.float32)
-        compiled = function.lower(x).compile()
+        compiled = _adder(device)
         return statistics.median(run_once(Executable(compiled, 0, 0), [x]).call_s for _ in range(50))
 
 
@@ -212,6 +230,7 @@ class HostCosts:
     step_s: float
     evaluate_s: float
     copy_s_per_byte: float
+    fetch_s: float
 
 
 def probe_host(plan: GraphPlan, placement: Placement, copied_bytes: int) -> HostCosts:
@@ -223,19 +242,22 @@ def probe_host(plan: GraphPlan, placement: Placement, copied_bytes: int) -> Host
         copied_bytes: Size of a large item of a host stream.
     """
     steps = 128
-    empty_s, full_s = (_median(_walker(n, placement)) for n in (0, steps))
+    empty_s, full_s = (median_s(_walker(n, placement)) for n in (0, steps))
     found = next((s for p in reachable_plans(plan) for s in p.steps if isinstance(s, Evaluate)), None)
     evaluate_s = 0.0
     if found is not None:
         inputs = [np.ones(t.shape, t.dtype.storage) for t in found.op.inputs]
-        evaluate_s = _median(lambda: evaluate(found, inputs))
+        evaluate_s = median_s(lambda: evaluate(found, inputs))
     nbytes = min(max(copied_bytes, 1 << 12), 16 << 20)
     source = np.ones(nbytes, np.uint8)
-    copy_s = _median(lambda: aligned_copy(source))
-    return HostCosts(empty_s, max(0.0, full_s - empty_s) / (2 * steps), evaluate_s, copy_s / nbytes)
+    copy_s = median_s(lambda: aligned_copy(source))
+    return HostCosts(
+        empty_s, max(0.0, full_s - empty_s) / (2 * steps), evaluate_s, copy_s / nbytes, _fetch_seconds(placement.device)
+    )
 
 
-def _median(action: Callable[[], object], times: int = 30) -> float:
+def median_s(action: Callable[[], object], times: int = 30) -> float:
+    """Seconds that an action takes, the median of several times."""
     seconds: list[float] = []
     for _ in range(times):
         begin_s = perf_counter()

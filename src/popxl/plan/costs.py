@@ -96,6 +96,7 @@ class Costs:
         evaluate_s: Seconds of it more for an op that the host computes.
         row_s: Seconds of it more for a row that is read or written.
         copy_s_per_byte: Seconds of it for each byte of host streams.
+        fetch_s: Seconds of it for each item of an output stream.
     """
 
     segments: Mapping[Hashable, SegmentCost]
@@ -106,6 +107,7 @@ class Costs:
     evaluate_s: float = 0.0
     row_s: float = 0.0
     copy_s_per_byte: float = 0.0
+    fetch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

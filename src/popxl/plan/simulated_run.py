@@ -108,6 +108,7 @@ class SimulatedRun:
         self._walk(plan, frame)
         for value in self._outputs:
             self._await(value)
+            self.machine.spend(self._costs.fetch_s)
         self.machine.spend(self._costs.copy_s_per_byte * self._output_bytes)
         self._outputs, self._output_bytes = [], 0
         self._variables = [frame[slot] for slot, _ in plan.variables]
