@@ -7,7 +7,7 @@ A step is a run and all its stores (`Session.run` and `Session.wait`). Bytes: wh
 own counts; *ram* are the sizes of the rows that it holds; *file* is what the files take on the disk after two commits;
 *device* is the most that JAX's arrays, rows lent to the program, and outputs and temporaries of the computation that
 is dispatched have together, in a session that may take exactly the predicted peak, less what lived before; *host* is a
-limit, so that what was touched only must not be more.
+limit, which with the device's peak must not be less than the memory that rows have taken, the program's included.
 
 Not measured: GPUs, several processes, file systems without direct I/O.
 """
@@ -229,7 +229,7 @@ def measure(config: Config, runs: int, scratch: Path) -> Result:
             session.commit()
             session.run(feeds)
             session.commit()
-            result.n_bytes["host"] = tier["host"], touched_bytes(session)
+            result.n_bytes["host"] = tier["host"] + tier["device"], touched_bytes(session)
             result.n_bytes["file"] = tier["file"], slab_blocks(directory)
     device_peak = most_device_bytes(config, scratch / "device", predicted.tier_bytes["device"])
     result.n_bytes["device"] = predicted.tier_bytes["device"], device_peak

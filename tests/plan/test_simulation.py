@@ -71,7 +71,7 @@ def costs(plan: GraphPlan, compute_s: float, load_s: float | None = None, store_
     segments = dict.fromkeys(keys, SegmentCost(compute_s=compute_s, new_bytes=ROW))
     if load_s is None:
         return Costs(segments, **others)
-    contention = others.pop("contention", 0.0)
+    contention = others.pop("contention", Line())
     read = Channel(Line(0.0, load_s / ROW), contention=contention)
     return Costs(segments, read, Channel(Line(0.0, store_s / ROW)), **others)
 
@@ -122,7 +122,7 @@ def test_without_room_to_write_each_store_is_waited_for():
 def test_what_compute_loses_to_the_disk():
     # From 1 to 3 the disk reads, and the device computes at half its speed: of nine seconds one is done by then.
     plan = layers()
-    found = simulate(plan, costs(plan, 3.0, 1.0, contention=0.5 / ROW), Limits())
+    found = simulate(plan, costs(plan, 3.0, 1.0, contention=Line(0.0, 0.5 / ROW)), Limits())
     assert found.step_s == pytest.approx(11.0)
     assert found.bound_s == 9.0
 

@@ -160,7 +160,8 @@ class Rows:
         # As much memory as values that wait may take would be held by a run, too; here one value stands for all.
         self._value = np.ndarray((size,), np.uint8, buffer=Region(max(1, self.padded_bytes)).memory)
         self._value.fill(0xA5)
-        self.moved_bytes = 0
+        #: Rows moved so far.
+        self.moved = 0
 
     def __enter__(self) -> Rows:
         self._tier.open([self._spec])
@@ -180,7 +181,7 @@ class Rows:
             if is_over():
                 break
             self._transfers.load(1, entry)
-            self.moved_bytes += self.padded_bytes
+            self.moved += 1
         self._transfers.end()
 
     def store(self, is_over: Callable[[], bool] = lambda: False) -> None:
@@ -190,7 +191,7 @@ class Rows:
             if is_over():
                 break
             self._transfers.store(1, entry, self._value)
-            self.moved_bytes += self.padded_bytes
+            self.moved += 1
         self._transfers.end()
         self._transfers.drain()
 
@@ -228,20 +229,29 @@ def with_contention(
         compute: Runs a computation; returns its seconds.
         enough_s: How long to compute, in seconds; at least three computations.
     """
-    with Rows(existing(directory), use, max(use.sizes)) as rows:
-        rows.store()
-        read = _loss(compute, rows.load, rows, costs.read, enough_s)
-        write = _loss(compute, rows.store, rows, costs.write, enough_s)
-    return replace(costs, read=read, write=write)
+    lost: dict[str, list[tuple[int, float]]] = {"read": [], "write": []}
+    own = {"read": 0.0, "write": 0.0}
+    for size in use.probed:
+        with Rows(existing(directory), use, size) as rows:
+            rows.store()
+            for name, move, channel in (("read", rows.load, costs.read), ("write", rows.store, costs.write)):
+                lost_s, own[name] = _losses(compute, move, rows, channel, enough_s)  # of the largest rows, at the end
+                lost[name].append((rows.padded_bytes, lost_s))
+    return replace(
+        costs,
+        read=replace(costs.read, contention=_line(lost["read"]), own_loss=own["read"]),
+        write=replace(costs.write, contention=_line(lost["write"]), own_loss=own["write"]),
+    )
 
 
-def _loss(
+def _losses(
     compute: Callable[[], float],
     move: Callable[[Callable[[], bool]], None],
     rows: Rows,
     channel: Channel,
     enough_s: float,
-) -> Channel:
+) -> tuple[float, float]:
+    """Seconds of compute that each row costs, and the share of its speed that the disk loses."""
     alone: list[float] = []
     beside: list[tuple[float, int]] = []
     while len(beside) < 3 or sum(s for s, _ in beside) < enough_s:
@@ -251,21 +261,20 @@ def _loss(
         thread.start()
         try:
             compute()  # until the disk is at full speed
-            before, begin_s = rows.moved_bytes, perf_counter()
+            before, begin_s = rows.moved, perf_counter()
             seconds = compute()
+            # What `compute` prepares between its computations does not count.
             share = seconds / (perf_counter() - begin_s)
-            beside.append((seconds, round((rows.moved_bytes - before) * share)))
+            beside.append((seconds, round((rows.moved - before) * share)))
         finally:
             over.set()
             thread.join()
     beside_s, moved = sum(s for s, _ in beside), sum(n for _, n in beside)
+    if not moved:
+        return 0.0, 0.0
     lost_s = beside_s - statistics.median(alone) * len(beside)
-    bytes_per_s = rows.padded_bytes / channel.queued.seconds(rows.padded_bytes)
-    return replace(
-        channel,
-        contention=max(0.0, lost_s / moved) if moved else 0.0,
-        own_loss=min(0.9, max(0.0, 1 - moved / beside_s / bytes_per_s)),
-    )
+    slowed = 1 - moved * channel.queued.seconds(rows.padded_bytes) / beside_s
+    return max(0.0, lost_s / moved), min(0.9, max(0.0, slowed))
 
 
 def _keep_moving(move: Callable[[Callable[[], bool]], None], over: threading.Event) -> None:

@@ -73,13 +73,13 @@ class Channel:
     Args:
         queued: Seconds that a row adds while others wait behind it.
         alone: Seconds of a row that has the disk to itself; they may be more, since part of the disk is idle then.
-        contention: Seconds of compute that are lost for each byte that is moved beside it.
+        contention: Seconds of compute that are lost for a row that is moved beside it.
         own_loss: Share of the disk's speed that is lost beside a computation.
     """
 
     queued: Line
     alone: Line = field(default_factory=Line)
-    contention: float = 0.0
+    contention: Line = field(default_factory=Line)
     own_loss: float = 0.0
 
 

@@ -122,8 +122,8 @@ class Machine:
         channel = self._channel(request)
         disk = max(_SLOWEST, 1.0 - channel.own_loss)
         alone_s = channel.queued.seconds(request.n_bytes)
-        bytes_per_s = request.n_bytes * disk / alone_s if alone_s else 0.0
-        return max(_SLOWEST, 1.0 - channel.contention * bytes_per_s), disk
+        rows_per_s = disk / alone_s if alone_s else 0.0
+        return max(_SLOWEST, 1.0 - channel.contention.seconds(request.n_bytes) * rows_per_s), disk
 
     def _next_s(self) -> float:
         """When something ends next."""
