@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -155,7 +156,9 @@ def test_damage_never_reaches_the_directory(
         for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], whole * 3, b""):
             server.objects[key] = damaged
             assert server.url in fails(["pull", server.url, str(tmp_path / "there")], capsys)
-        server.objects[key] = whole
+        del server.objects[key]
+        push(directory, server)  # what the hint says
+        assert server.objects[key] == whole
     with CommittedDirectory.open(tmp_path / "there") as committed:
         assert committed.generation == 0
     pull(server, tmp_path / "there")
@@ -169,8 +172,13 @@ def test_a_record_is_read_without_trust(
     good = json.loads(server.objects[key])
     small, manifest = good["buffers"]["1"], json.loads(good["manifest"])
     huge = {**manifest, "buffers": [{**manifest["buffers"][0], "entries": 2**60, "names": []}]}
+    vast_row = {
+        **manifest,
+        "buffers": [b | ({"shape": [2**50], "slot_bytes": 2**50} if b["id"] == 2 else {}) for b in manifest["buffers"]],
+    }
     attacks: list[object] = [
         [], {}, {**good, "version": 99}, {**good, "generation": 2}, {**good, "generation": True},
+        {**good, "manifest": json.dumps(vast_row)},
         {**good, "manifest": 7}, {**good, "manifest": "{"}, {**good, "manifest": json.dumps(huge)},
         {**good, "buffers": {}}, {**good, "buffers": {**good["buffers"], "9": small}},
         *(
@@ -188,6 +196,91 @@ def test_a_record_is_read_without_trust(
     server.objects[key] = b"\xff{"
     fails(["pull", server.url, str(tmp_path / "there")], capsys)
     assert not (tmp_path / "there").exists()
+    server.objects[f"archive/generations/{2**63}.json"] = server.objects[key]  # after which nothing could be committed
+    server.objects[key] = json.dumps(good).encode()
+    pull(server, tmp_path / "there")
+
+
+def test_what_is_pulled_goes_on_in_the_same_archive(
+    directory: Path, server: ObjectServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(directory, server)
+    commit(directory, {(1, 2): np.ones(300, np.float32)})
+    commit(directory, {(1, 3): np.ones(300, np.float32)})
+    push(directory, server)  # generation 3
+    pull(server, tmp_path / "new")
+    commit(tmp_path / "new", {(1, 5): np.ones(300, np.float32)})
+    push(tmp_path / "new", server)
+    pull(server, tmp_path / "third")  # the last is what was pushed last
+    assert contents(tmp_path / "third") == contents(tmp_path / "new") != contents(directory)
+    pull(server, tmp_path / "old", "--generation", "1")
+    commit(tmp_path / "old", {(1, 6): np.ones(300, np.float32)})
+    push(tmp_path / "old", server)
+    pull(server, tmp_path / "third")
+    assert contents(tmp_path / "third") == contents(tmp_path / "old")
+    capsys.readouterr()
+    assert main(["buffers", "generations", server.url]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "3", "4", "6"]
+
+
+def test_a_generation_before_the_last_is_not_pushed(
+    directory: Path, server: ObjectServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit(directory, {})
+    push(directory, server)
+    commit(tmp_path / "twin", {(1, 0): np.ones(300, np.float32)}, reopen=False)
+    assert "only at 1" in fails(["push", str(tmp_path / "twin"), server.url], capsys)
+    assert not [key for key in server.objects if key.endswith("/1.json")]
+
+
+def test_pulling_mends_damaged_rows_and_leaves_the_rest(directory: Path, server: ObjectServer) -> None:
+    push(directory, server)
+    before = contents(directory)
+    slab = directory / "buffer-1.slab"
+    with slab.open("r+b") as file:
+        file.write(b"\1\2\3")
+    pull(server, directory)
+    assert contents(directory) == before
+    assert server.requests["GET chunks"] == 1
+    fetched = dict(server.requests)
+    with CommittedDirectory.open(directory) as committed:
+        number = committed.generation
+    pull(server, directory)
+    with CommittedDirectory.open(directory) as committed:
+        assert committed.generation == number  # there was nothing to commit
+    assert server.requests["GET chunks"] == fetched["GET chunks"]
+
+
+def test_a_row_of_several_chunks_is_read_once(
+    directory: Path, server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = os.preadv
+    counts: list[int] = []
+    monkeypatch.setattr(os, "preadv", lambda *words: counts.append(read(*words)) or counts[-1])
+    push(directory, server)
+    assert LARGE.entry_bytes < sum(counts) < LARGE.entry_bytes + 20_000
+    counts.clear()
+    push(directory, server)
+    assert not counts  # its digest says that it is there
+
+
+@pytest.mark.parametrize("buffer_id", [1, 2])
+def test_damaged_rows_are_not_pushed(
+    directory: Path, server: ObjectServer, capsys: pytest.CaptureFixture[str], buffer_id: int
+) -> None:
+    with (directory / f"buffer-{buffer_id}.slab").open("r+b") as file:
+        file.write(b"\1\2\3")
+    assert f"buffer {buffer_id}, entry 0" in fails(["push", str(directory), server.url], capsys)
+    assert not [key for key in server.objects if "/generations/" in key]
+
+
+def test_a_busy_store_is_asked_again(directory: Path, server: ObjectServer, tmp_path: Path) -> None:
+    server.busy = 1
+    push(directory, server)
+    server.busy = 1
+    pull(server, tmp_path / "there")
+    assert server.busy == 0
+    assert contents(tmp_path / "there") == contents(directory)
 
 
 def test_other_programs_and_other_histories_are_refused(
@@ -219,6 +312,8 @@ def test_a_directory_in_use_is_not_pulled_into(
 def test_what_is_not_there_is_said(server: ObjectServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no archive" in fails(["pull", server.url, str(tmp_path / "there")], capsys)
     assert "no object store" in fails(["generations", "nowhere://x"], capsys)
+    assert "password" in fails(["generations", "s3://me:secret@bucket/x"], capsys)
+    assert "query" in fails(["generations", "az://container/x?sig=secret"], capsys)
     assert "nothing to push" in fails(["push", str(_uncommitted(tmp_path)), server.url], capsys)
 
 

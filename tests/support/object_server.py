@@ -18,12 +18,14 @@ class ObjectServer:
         objects: What is stored.
         requests: How many there were, by method and the first part of the key.
         failing: Keys that start with this are answered with an error that nobody retries.
+        busy: How many more requests are answered with one that everybody retries.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
         self.failing: str | None = None
+        self.busy = 0
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"owner": self})
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -76,6 +78,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _fails(self, key: str) -> bool:
+        with self.owner.lock:
+            is_busy = self.owner.busy > 0
+            self.owner.busy -= is_busy
+        if is_busy:
+            self._answer(503, b"<Error><Code>SlowDown</Code></Error>")
+            return True
         failing = self.owner.failing
         if failing is None or not key.removeprefix("archive/").startswith(failing):
             return False

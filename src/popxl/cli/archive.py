@@ -13,7 +13,7 @@ from .buffers import Progress, count, say, written_bytes
 
 def push(directory: str, url: str, codec: str) -> int:
     """Archive what the last commit of a directory published. Returns the exit status."""
-    archive = Archive(url)
+    archive = Archive(url, create=True)
     with CommittedDirectory.open(directory) as committed:
         total_bytes = written_bytes(committed)
     with Progress("pushed", total_bytes) as progress:
@@ -26,8 +26,7 @@ def pull(url: str, directory: str, generation: int | None) -> int:
     """Make a directory hold what an archive does. Returns the exit status."""
     archive = Archive(url)
     record = archive.record(generation)
-    total_bytes = sum(len(b.rows) * b.spec.entry_bytes for b in record.buffers.values())
-    with Progress("pulled", total_bytes) as progress:
+    with Progress("pulled", record.row_bytes) as progress:
         moved = archive.pull(directory, record.generation, progress.show)
     with CommittedDirectory.open(directory) as committed:
         number = committed.generation
@@ -41,9 +40,7 @@ def generations(url: str) -> int:
     archive = Archive(url)
     for number in archive.generations():
         record = archive.record(number)
-        rows = sum(len(b.rows) for b in record.buffers.values())
-        size = sum(len(b.rows) * b.spec.entry_bytes for b in record.buffers.values())
-        say(f"{number:>10}  {count(rows, 'row')} of {format_bytes(size)}")
+        say(f"{number:>10}  {count(record.n_rows, 'row')} of {format_bytes(record.row_bytes)}")
     return 0
 
 

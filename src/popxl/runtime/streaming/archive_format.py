@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from popxl.errors import StreamingMemoryError
 
-from .layout import decode_manifest, encode_manifest
+from .layout import MAX_MANIFEST_BYTES, decode_manifest, encode_manifest
 from .tier import BufferSpec
 
 FORMAT_NAME = "popxl-archive"
@@ -22,10 +22,12 @@ FORMAT_VERSION = 1
 CHUNK_BYTES = 8 * 2**20
 #: About 30 bytes a row: ten million rows. A record is read as a whole.
 MAX_RECORD_BYTES = 2**29
+#: What JSON keeps exactly everywhere. A directory counts on from the generation that it pulled, so there must be room.
+MAX_GENERATION = 2**53 - 1
 CODECS = ("none", "zstd")
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{16}", re.ASCII)
-_RECORD_NAME = re.compile(r"generations/(\d{1,19})\.json", re.ASCII)
+_RECORD_NAME = re.compile(r"generations/([1-9]\d{0,15})\.json", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,20 @@ def chunks_of(spec: BufferSpec, rows: int) -> list[Chunk]:
     return [Chunk(first, min(together, rows - first), 0, min(together, rows - first) * size) for first in firsts]
 
 
+def chunk_count(spec: BufferSpec, rows: int) -> int:
+    """How many chunks `chunks_of` would give. For sizes that nobody has checked yet: it takes no memory.
+
+    Example:
+        >>> import numpy as np
+        >>> chunk_count(BufferSpec(1, (2**20,), np.dtype("float32"), entries=9), 5)
+        3
+    """
+    size = spec.entry_bytes
+    if size > CHUNK_BYTES:
+        return rows * -(-size // CHUNK_BYTES)
+    return -(-rows // (CHUNK_BYTES // size)) if size else 0
+
+
 @dataclass(frozen=True, slots=True)
 class ArchivedBuffer:
     """The rows of one buffer.
@@ -102,6 +118,16 @@ class ArchiveRecord:
     specs: tuple[BufferSpec, ...]
     buffers: Mapping[int, ArchivedBuffer]
 
+    @property
+    def n_rows(self) -> int:
+        """How many rows were written."""
+        return sum(len(buffer.rows) for buffer in self.buffers.values())
+
+    @property
+    def row_bytes(self) -> int:
+        """Their size."""
+        return sum(len(buffer.rows) * buffer.spec.entry_bytes for buffer in self.buffers.values())
+
 
 def chunk_key(sha256: str, codec: str) -> str:
     """The name of a chunk's object, from its content before the codec."""
@@ -116,7 +142,8 @@ def record_key(generation: int) -> str:
 def generations_in(keys: Iterable[str]) -> list[int]:
     """The generations among the names of objects, rising."""
     found = (_RECORD_NAME.fullmatch(key) for key in keys)
-    return sorted(int(match[1]) for match in found if match)
+    numbers = (int(match[1]) for match in found if match)
+    return sorted(number for number in numbers if 1 <= number <= MAX_GENERATION)
 
 
 def encode_record(record: ArchiveRecord) -> bytes:
@@ -170,8 +197,12 @@ def decode_record(content: bytes, where: str) -> ArchiveRecord:
             hint="update OpenPopXL.",
         )
     generation, manifest, buffers = known.get("generation"), known.get("manifest"), known.get("buffers")
-    if not _is_count(generation) or generation == 0 or not isinstance(manifest, str) or not isinstance(buffers, dict):
+    if not _is_count(generation) or not isinstance(manifest, str) or not isinstance(buffers, dict):
         raise _damaged(where, "generation, manifest or buffers is missing or of the wrong kind")
+    if not 1 <= cast("int", generation) <= MAX_GENERATION:
+        raise _damaged(where, f"its generation is {generation}")
+    if len(manifest) > MAX_MANIFEST_BYTES:
+        raise _damaged(where, f"its manifest has {len(manifest)} characters")
     specs = tuple(record.spec(where) for record in decode_manifest(manifest.encode(), where))
     persistent = {spec.buffer_id: spec for spec in specs if spec.is_persistent}
     named = cast("dict[str, Any]", buffers)
@@ -195,7 +226,7 @@ def _buffer(spec: BufferSpec, fields: Any, where: str) -> ArchivedBuffer:
         raise _damaged(where, f"the rows of {what} do not rise")
     if len(digests) != len(rows) or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in digests):
         raise _damaged(where, f"{what} has no digest for each row")
-    wanted = len(chunks_of(spec, len(rows)))
+    wanted = chunk_count(spec, len(rows))
     if len(chunks) != wanted or not all(isinstance(c, str) and _SHA256.fullmatch(c) for c in chunks):
         raise _damaged(where, f"{what} has {len(chunks)} names of chunks, and {wanted} are wanted")
     return ArchivedBuffer(spec, tuple(rows), tuple(digests), tuple(chunks), cast("str", known["codec"]))

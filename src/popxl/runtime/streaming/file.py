@@ -257,6 +257,10 @@ class FileTier(Tier):
         self._rebase(persistent)
         return self._generation
 
+    def skip_numbers_below(self, number: int) -> None:
+        """Let the next commit have this number, or the one after the last if that is larger: for copies of commits."""
+        self._published = max(self._published, number - 1)
+
     def _rebase(self, persistent: Sequence[_Buffer]) -> None:
         """The rows as they are have been published."""
         for buffer in persistent:
