@@ -15,7 +15,7 @@ from program_runs import Results, peak_bytes, run_popxl
 from random_programs import Program
 
 import popxl
-from popxl.runtime import overlap
+from popxl.plan import window
 from popxl.runtime.memory_limits import MemoryLimits
 from popxl.runtime.streaming.tier import BufferSpec
 from popxl.testing.faults import FaultTier
@@ -57,7 +57,7 @@ ways = st.builds(
     tier=st.sampled_from(["any order", "any order", "file", "file", "ram"]),
     seed=st.integers(0, 2**16),
     patience=st.integers(1, 5),
-    ahead=st.sampled_from([1, 2, 3, 8, overlap.MAX_AHEAD]),
+    ahead=st.sampled_from([1, 2, 3, 8, window.MAX_AHEAD]),
     pool=_pages(1, 6),
     unwritten=_pages(0, 4),
     host=_pages(1, 12),
@@ -95,5 +95,5 @@ def _depths(way: Way) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemoryLimits, "choose", classmethod(chosen))
-        patch.setattr(overlap, "MAX_AHEAD", way.ahead)
+        patch.setattr(window, "MAX_AHEAD", way.ahead)
         yield

@@ -14,6 +14,7 @@ from popxl.plan.costs import Costs, Prediction, SegmentCost
 from popxl.plan.footprint import reachable_plans
 from popxl.plan.lookahead import ComingBranch, ComingStore, lookahead
 from popxl.plan.simulation import simulate
+from popxl.plan.slots import written_slots
 from popxl.plan.steps import GraphPlan, HostLoad, HostStore
 from popxl.runtime.compiler import plan_segments
 from popxl.runtime.device_weights import remote_buffers, resident_buffers
@@ -146,14 +147,7 @@ def tier_bytes(program: Compiled) -> dict[str, int]:
 def _changed(plan: GraphPlan) -> list[object]:
     """The variables that a run gives new values: their slot is written."""
     slots = dict(plan.variables)
-    found: list[object] = []
-    for step in plan.steps:
-        written = [*getattr(step, "outputs", ()), *(slot for _, slot in getattr(step, "written_back", ()))]
-        call = getattr(step, "call", None)
-        if call is not None:
-            written += [*call.outputs, *(slot for _, slot in call.written_back)]
-        found += [slots[slot] for slot in written if slot in slots]
-    return found
+    return [slots[slot] for step in plan.steps for slot in written_slots(step) if slot in slots]
 
 
 def _stored_rows(plan: GraphPlan) -> dict[int, set[int] | None]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from popxl.runtime.events import Event, Lane, Row, row_label
+from popxl.plan.lookahead import Row
+from popxl.runtime.events import Event, Lane, row_label
 
 from .recording import LANES
 

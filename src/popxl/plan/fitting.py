@@ -7,21 +7,8 @@ from dataclasses import dataclass
 
 from popxl.plan.footprint import fixed_values
 from popxl.plan.memory_walk import Analysis, FrameWalk, Made, value_bytes
-from popxl.plan.steps import (
-    Branch,
-    Call,
-    Check,
-    Compute,
-    GraphPlan,
-    HostLoad,
-    HostStore,
-    Loop,
-    Print,
-    RemoteLoad,
-    RemoteStore,
-    Segment,
-    Step,
-)
+from popxl.plan.slots import used_slots, written_slots
+from popxl.plan.steps import GraphPlan, Segment, Step
 from popxl.tensor import Tensor, Variable
 from popxl.units import format_bytes
 
@@ -53,55 +40,17 @@ class _StreamedWalk(FrameWalk):
         self._streamed = streamed
 
     def _do(self, step: Step) -> None:
-        used = [slot for slot in dict.fromkeys(slots_of(step)) if slot in self._streamed]
+        used = [slot for slot in dict.fromkeys(used_slots(step)) if slot in self._streamed]
         for slot in used:
             self.bind(slot, self.new(self._streamed[slot], None))
         # What was loaded is not overwritten in place, so a new value takes memory besides.
-        changed = [self.new(self._streamed[slot], None, held=True) for slot in used if slot in _written(step)]
+        changed = [self.new(self._streamed[slot], None, held=True) for slot in used if slot in written_slots(step)]
         self._reaches(0)
         super()._do(step)
         for m in changed:
             self._end(m)
         for slot in used:
             self.bind(slot, self._outside)
-
-
-def _written(step: Step) -> set[int]:
-    """The slots that get a new value."""
-    match step:
-        case Compute():
-            return set(step.outputs)
-        case Call():
-            return {*step.outputs, *(slot for _, slot in step.written_back)}
-        case Loop():
-            return _written(step.call)
-        case _:
-            return set()
-
-
-def slots_of(step: Step) -> list[int]:
-    """The slots that a step reads or writes."""
-    match step:
-        case Compute():
-            return [*step.inputs, *step.outputs]
-        case HostStore() | Check():
-            return [step.input]
-        case Print():
-            return [step.input, step.output]
-        case HostLoad():
-            return [step.output]
-        case RemoteLoad():
-            return [step.offset, step.output]
-        case RemoteStore():
-            return [step.offset, step.input]
-        case Call():
-            return [*step.inputs, *step.outputs, *(slot for _, slot in step.written_back)]
-        case Loop():
-            return slots_of(step.call)
-        case Branch():
-            return [step.condition, *slots_of(step.then_call), *slots_of(step.else_call)]
-        case _:
-            return []
 
 
 def changes(plan: GraphPlan, temporary_bytes: Callable[[Segment], int], resident: Iterable[Tensor]) -> list[Change]:

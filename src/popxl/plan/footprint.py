@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from popxl.aliasing import storage_roots
 from popxl.op import Op
 from popxl.plan.memory_walk import Analysis, FrameWalk, Made, Moment, value_bytes
-from popxl.plan.steps import Assign, Compute, Free, GraphPlan, Loop, Segment, Step, Transferred, called_plans
+from popxl.plan.replicas import Replicas
+from popxl.plan.steps import (
+    Assign,
+    Compute,
+    Free,
+    GraphPlan,
+    Loop,
+    RemoteLoad,
+    RemoteStore,
+    Segment,
+    Step,
+    Transferred,
+    called_plans,
+)
 from popxl.plan.text import _step_text  # pyright: ignore[reportPrivateUsage]
 from popxl.tensor import Tensor, Variable
 
@@ -51,6 +65,13 @@ class Footprint:
     step: str
     where: str
     is_bound: bool
+
+
+def row_bytes(step: RemoteLoad | RemoteStore, replicas: Replicas) -> int:
+    """Bytes that a step moves: a row of its buffer, of each replica here if they have rows of their own."""
+    buffer = step.op.attributes["buffer"]
+    copies = replicas.local if step.buffer_id in replicas.buffers else 1
+    return copies * math.prod(buffer.tensor_shape) * buffer.tensor_dtype.storage.itemsize
 
 
 def reachable_plans(plan: GraphPlan) -> Iterator[GraphPlan]:

@@ -7,12 +7,13 @@ unknown; where a branch does, it waits to be told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from popxl.plan.slots import pass_arguments, take_outputs
 from popxl.plan.steps import (
     Branch,
     Call,
@@ -49,6 +50,8 @@ class ComingBranch:
     """A branch that only the device can decide: the walk wants `send(taken)` before it goes on."""
 
 
+#: Buffer and entry.
+Row: TypeAlias = tuple[int, int]
 Coming: TypeAlias = ComingLoad | ComingStore | ComingBranch
 #: The n-th item of an input stream in this run, as one number.
 StreamItem: TypeAlias = Callable[[Stream, int], Any]
@@ -126,11 +129,11 @@ class _Walker:
 
     def _call(self, call: Call, frame: _Frame) -> Walk:
         inner: _Frame = [None] * call.body.slot_count
-        _pass(inner, call, (frame[i] for i in call.inputs))
+        pass_arguments(inner, call, (frame[i] for i in call.inputs))
         yield from self.walk(call.body, inner)
         for position, slot in call.written_back:
             frame[slot] = inner[call.body.inputs[position]]
-        _take(frame, call, [inner[slot] for slot in call.body.outputs[: len(call.outputs)]])
+        take_outputs(frame, call, [inner[slot] for slot in call.body.outputs[: len(call.outputs)]])
 
     def _loop(self, loop: Loop, frame: _Frame) -> Walk:
         call = loop.call
@@ -139,12 +142,12 @@ class _Walker:
         for i in range(loop.count):
             state[:2] = [np.asarray(i, np.int32), np.asarray(True)]
             inner: _Frame = [None] * call.body.slot_count
-            _pass(inner, call, state)
+            pass_arguments(inner, call, state)
             yield from self.walk(call.body, inner)
             for position, slot in call.written_back:
                 state[position] = frame[slot] = inner[call.body.inputs[position]]
             state[2 : 2 + carried] = [inner[slot] for slot in call.body.outputs[1 : 1 + carried]]
-        _take(frame, call, state[2 : 2 + carried])
+        take_outputs(frame, call, state[2 : 2 + carried])
 
 
 def _hands_on(plan: GraphPlan) -> bool:
@@ -162,14 +165,3 @@ def evaluate(step: Evaluate, inputs: Sequence[Any]) -> np.ndarray[Any, Any]:
     with np.errstate(all="ignore"):  # integers wrap around, as on the device
         result = host(*[np.asarray(value) for value in inputs], **op.attributes)
     return np.asarray(result).astype(target.dtype.storage).reshape(target.shape)
-
-
-def _pass(inner: _Frame, call: Call, values: Iterable[Any]) -> None:
-    for slot, value in zip(call.body.inputs, values, strict=True):
-        inner[slot] = value
-
-
-def _take(frame: _Frame, call: Call, values: Sequence[Any]) -> None:
-    for slot, value in zip(call.outputs, values, strict=True):
-        if slot >= 0:
-            frame[slot] = value

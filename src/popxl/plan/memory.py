@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from popxl.errors import OutOfMemoryError
 from popxl.ir import Ir
 from popxl.plan.fitting import Change, best_change, changes
-from popxl.plan.footprint import Footprint, Live, device_footprint
+from popxl.plan.footprint import Footprint, Live, device_footprint, row_bytes
 from popxl.plan.memory_walk import value_bytes
 from popxl.plan.replicas import Replicas
 from popxl.plan.shards import state_tensors
@@ -109,9 +109,7 @@ def _step_traffic(
     step: Step, known: dict[int, dict[int, BufferTraffic]], replicas: Replicas
 ) -> dict[int, BufferTraffic]:
     if isinstance(step, RemoteLoad | RemoteStore):
-        buffer = step.op.attributes["buffer"]
-        copies = replicas.local if step.buffer_id in replicas.buffers else 1
-        nbytes = copies * math.prod(buffer.tensor_shape) * buffer.tensor_dtype.storage.itemsize
+        nbytes = row_bytes(step, replicas)
         is_load = isinstance(step, RemoteLoad)
         moved = BufferTraffic(1, 0, nbytes, 0) if is_load else BufferTraffic(0, 1, 0, nbytes)
         return {step.buffer_id: moved}

@@ -8,12 +8,13 @@ from typing import Any, final
 import numpy as np
 
 from popxl.plan.costs import Costs, Limits
-from popxl.plan.footprint import reachable_plans
+from popxl.plan.footprint import reachable_plans, row_bytes
 from popxl.plan.lookahead import evaluate, lookahead
 from popxl.plan.memory_walk import value_bytes
 from popxl.plan.simulated_machine import Machine
-from popxl.plan.simulated_transfers import Completions, Transfers
+from popxl.plan.simulated_transfers import BufferSize, Completions, Transfers
 from popxl.plan.simulated_values import Ledger, Value
+from popxl.plan.slots import pass_arguments, take_outputs
 from popxl.plan.steps import (
     Branch,
     Call,
@@ -48,13 +49,6 @@ def step_count(plan: GraphPlan, known: dict[int, int] | None = None) -> int:
     return known[id(plan)]
 
 
-def row_bytes(step: RemoteLoad | RemoteStore, plan: GraphPlan) -> int:
-    """Bytes of a row that a step moves, without padding."""
-    buffer = step.op.attributes["buffer"]
-    copies = plan.replicas.local if step.buffer_id in plan.replicas.buffers else 1
-    return copies * int(np.prod(buffer.tensor_shape, dtype=np.int64)) * buffer.tensor_dtype.storage.itemsize
-
-
 def is_taken(branch: Branch) -> bool:
     """Which side a branch is taken to go to that only the device can decide: the longer one."""
     return step_count(branch.then_call.body) >= step_count(branch.else_call.body)
@@ -85,7 +79,7 @@ class SimulatedRun:
         self._completions = Completions(self.machine, limits.slack_bytes)
         self._transfers: Transfers | None = None
         if costs.read is not None and costs.write is not None:
-            self._transfers = Transfers(self.machine, self._completions, limits, self.ledger, _rows(plan))
+            self._transfers = Transfers(self.machine, self._completions, limits, self.ledger, _buffers(plan))
             self._transfers.keep(uploaded)
         self._positions: dict[Stream, int] = {}
         self._outputs: list[Any] = []
@@ -206,7 +200,7 @@ class SimulatedRun:
     def _remote_load(self, plan: GraphPlan, frame: _Frame, step: RemoteLoad) -> None:
         row = self._row(step, frame)
         if self._transfers is None:
-            nbytes = row_bytes(step, plan)
+            nbytes = row_bytes(step, plan.replicas)
             self.machine.moved_bytes["load"] += nbytes
             frame[step.output] = Value(self.ledger, nbytes)
             return
@@ -216,7 +210,7 @@ class SimulatedRun:
     def _remote_store(self, frame: _Frame, step: RemoteStore) -> None:
         row = self._row(step, frame)
         if self._transfers is None:
-            self.machine.moved_bytes["store"] += row_bytes(step, self._plan)
+            self.machine.moved_bytes["store"] += row_bytes(step, self._plan.replicas)
             return
         self.machine.spend(self._costs.row_s)
         value = frame[step.input]
@@ -226,13 +220,13 @@ class SimulatedRun:
 
     def _call(self, frame: _Frame, call: Call) -> None:
         inner = self._new_frame(call.body)
-        _pass(inner, call, [frame[i] for i in call.inputs])
+        pass_arguments(inner, call, [frame[i] for i in call.inputs])
         for slot in call.released:
             frame[slot] = None
         self._walk(call.body, inner)
         for position, slot in call.written_back:
             frame[slot] = inner[call.body.inputs[position]]
-        _take(frame, call, [inner[slot] for slot in call.body.outputs[: len(call.outputs)]])
+        take_outputs(frame, call, [inner[slot] for slot in call.body.outputs[: len(call.outputs)]])
 
     def _loop(self, frame: _Frame, loop: Loop) -> None:
         call = loop.call
@@ -244,7 +238,7 @@ class SimulatedRun:
             self.machine.spend(self._costs.step_s)
             state[:first] = [np.asarray(i, np.int32), np.asarray(True)]
             inner = self._new_frame(call.body)
-            _pass(inner, call, state)
+            pass_arguments(inner, call, state)
             state[first : first + carried] = [None] * carried
             self._walk(call.body, inner)
             for position, slot in call.written_back:
@@ -253,7 +247,7 @@ class SimulatedRun:
         if not loop.count:
             for position, slot in call.written_back:
                 frame[slot] = state[position]
-        _take(frame, call, state[first : first + carried])
+        take_outputs(frame, call, state[first : first + carried])
 
     def _branch(self, frame: _Frame, step: Branch) -> None:
         condition = frame[step.condition]
@@ -267,21 +261,10 @@ class SimulatedRun:
         self._call(frame, step.then_call if taken else step.else_call)
 
 
-def _pass(inner: _Frame, call: Call, values: Sequence[Any]) -> None:
-    for slot, value in zip(call.body.inputs, values, strict=True):
-        inner[slot] = value
-
-
-def _take(frame: _Frame, call: Call, values: Sequence[Any]) -> None:
-    for slot, value in zip(call.outputs, values, strict=True):
-        if slot >= 0:
-            frame[slot] = value
-
-
-def _rows(plan: GraphPlan) -> dict[int, int]:
-    """Bytes of a row of each buffer that the plan uses."""
+def _buffers(plan: GraphPlan) -> dict[int, BufferSize]:
+    """The buffers that the plan uses."""
     return {
-        step.buffer_id: row_bytes(step, p)
+        step.buffer_id: BufferSize(row_bytes(step, p.replicas), step.op.attributes["buffer"].entries)
         for p in reachable_plans(plan)
         for step in p.steps
         if isinstance(step, RemoteLoad | RemoteStore)

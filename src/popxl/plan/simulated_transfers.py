@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import final
 
 from popxl.plan.costs import Limits
-from popxl.plan.lookahead import Coming, ComingBranch, ComingLoad, ComingStore, Walk
+from popxl.plan.lookahead import ComingLoad, ComingStore, Row, Walk
 from popxl.plan.simulated_machine import Machine, Request
 from popxl.plan.simulated_values import Ledger, Value
+from popxl.plan.window import READ_BATCH_BYTES, WRITE_BATCH, WRITE_BATCH_BYTES, Window
 
-Row = tuple[int, int]
 _PAGE_BYTES = 4096
-#: As in `popxl.runtime.overlap` and `popxl.runtime.write_behind`.
-_BATCH_BYTES, _MAX_AHEAD, _WRITE_BATCH, _WRITE_BATCH_BYTES = 4 << 20, 4096, 256, 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSize:
+    """How many rows a buffer has, and the bytes of each."""
+
+    row_bytes: int
+    entries: int
 
 
 def padded(nbytes: int) -> int:
@@ -151,7 +157,7 @@ class Writes:
         self._latest[row] = write
         self._held.append(write)
         self._held_bytes += padded(nbytes)
-        if len(self._held) >= _WRITE_BATCH or self._held_bytes >= _WRITE_BATCH_BYTES:
+        if len(self._held) >= WRITE_BATCH or self._held_bytes >= WRITE_BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -196,13 +202,6 @@ class Writes:
 
 
 @dataclass(slots=True, eq=False)
-class _Ahead:
-    coming: Coming
-    number: int
-    followers: list[Row] = field(default_factory=list[Row])
-
-
-@dataclass(slots=True, eq=False)
 class _Fetched:
     uses: int
     value: Value | None = None
@@ -218,25 +217,25 @@ class Transfers:
         completions: Bounds what is under way.
         limits: How much memory there is.
         ledger: Counts the memory of values.
-        nbytes: Bytes of a row of each buffer.
+        buffers: The buffers, by id.
     """
 
     def __init__(
-        self, machine: Machine, completions: Completions, limits: Limits, ledger: Ledger, nbytes: dict[int, int]
+        self,
+        machine: Machine,
+        completions: Completions,
+        limits: Limits,
+        ledger: Ledger,
+        buffers: Mapping[int, BufferSize],
     ) -> None:
         self._machine = machine
         self._pool = Pool(limits.pool_bytes, machine, completions)
         self._writes = Writes(machine, limits.write_bytes)
         self._ledger = ledger
-        self._nbytes = nbytes
-        self._batch_bytes = min(_BATCH_BYTES, limits.pool_bytes // 4)
-        self._walk: Walk | None = None
-        self._is_at_branch = False
-        self._next: Coming | None = None
-        self._ahead: deque[_Ahead] = deque()
-        self._seen = 0
+        self._nbytes = {i: size.row_bytes for i, size in buffers.items()}
+        self._batch_bytes = min(READ_BATCH_BYTES, limits.pool_bytes // 4)
+        self._window = Window({i: size.entries for i, size in buffers.items()}, self._fetch)
         self._fetched: dict[Row, _Fetched] = {}
-        self._stores: dict[tuple[int, int | None], _Ahead] = {}
         self._to_start: list[Request] = []
         self._to_start_bytes = 0
         self._kept: set[Row] = set()
@@ -251,13 +250,13 @@ class Transfers:
     def begin(self, walk: Walk) -> None:
         """A run begins."""
         self._writes.collect()
-        self._walk = walk
+        self._window.begin(walk)
         self._read_ahead()
         self._start()
 
     def load(self, row: Row) -> Value:
         """The run has come to a load."""
-        self._pass_by()
+        self._window.pass_by(ComingLoad, row)
         fetched = self._fetched.get(row)
         value = self._load_now(row) if fetched is None else self._take(row, fetched)
         self._read_ahead()
@@ -265,27 +264,21 @@ class Transfers:
 
     def store(self, row: Row, value: Value) -> None:
         """The run has come to a store."""
-        ahead = self._pass_by()
+        followers = self._window.pass_by(ComingStore, row)
         self._writes.add(row, self._nbytes[row[0]], value)
         self._keep(row)
-        for follower in [] if ahead is None else ahead.followers:
+        for follower in followers:
             self._fetch(follower)
         self._read_ahead()
 
     def branch(self, *, taken: bool) -> None:
         """The device has decided a branch."""
-        if self._walk is not None:
-            self._pass_by()
-            self._is_at_branch = False
-            self._next = self._see(taken)
-            self._read_ahead()
+        self._window.branch(taken)
+        self._read_ahead()
 
     def end(self) -> None:
         """The run is over; stores are still under way."""
-        self._walk = self._next = None
-        self._is_at_branch = False
-        self._ahead.clear()
-        self._stores.clear()
+        self._window.end()
         self._fetched.clear()
         self._writes.flush()
 
@@ -294,56 +287,9 @@ class Transfers:
         self._writes.drain()
 
     def _read_ahead(self) -> None:
-        while self._walk is not None and len(self._ahead) < _MAX_AHEAD:
-            coming = self._next if self._next is not None else self._see()
-            if coming is None:
-                break
-            self._next = None
-            if not self._note(coming):
-                self._next = coming
-                break
+        self._window.look()
         if self._to_start_bytes >= self._batch_bytes:
             self._start()
-
-    def _see(self, taken: bool | None = None) -> Coming | None:
-        if self._walk is None or self._is_at_branch:
-            return None
-        try:
-            coming = self._walk.send(taken)
-        except StopIteration:
-            self._walk = None
-            return None
-        self._is_at_branch = isinstance(coming, ComingBranch)
-        return coming
-
-    def _note(self, coming: Coming) -> bool:
-        ahead = _Ahead(coming, self._seen)
-        if isinstance(coming, ComingStore):
-            self._stores[coming.buffer_id, coming.entry] = ahead
-        elif isinstance(coming, ComingLoad) and coming.entry is not None:
-            row = (coming.buffer_id, coming.entry)
-            stores = [s for s in (self._stores.get(row), self._stores.get((coming.buffer_id, None))) if s is not None]
-            if stores:
-                max(stores, key=lambda s: s.number).followers.append(row)
-            elif not self._fetch(row):
-                return False
-        self._ahead.append(ahead)
-        self._seen += 1
-        return True
-
-    def _pass_by(self) -> _Ahead | None:
-        if self._ahead:
-            ahead = self._ahead.popleft()
-        else:
-            coming = self._next if self._next is not None else self._see()
-            self._next = None
-            if coming is None:
-                return None
-            ahead = _Ahead(coming, self._seen)
-        coming = ahead.coming
-        if isinstance(coming, ComingStore) and self._stores.get((coming.buffer_id, coming.entry)) is ahead:
-            del self._stores[coming.buffer_id, coming.entry]
-        return ahead
 
     def _fetch(self, row: Row) -> bool:
         fetched = self._fetched.get(row)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, final
 
+from popxl.plan.lookahead import Row
+
 #: ``compute``: the device. ``load`` and ``store``: Streaming Memory. ``host``: the thread that called `Session.run`.
 Lane = Literal["compute", "load", "store", "host"]
-#: Buffer and entry.
-Row = tuple[int, int]
 #: On the host: a row that was asked for and need not be read; it takes no time.
 IN_MEMORY = "row in memory"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from popxl.op import Op
 from popxl.ops._checks import raise_unless_in_range
 from popxl.ops._jax import jax, jnp
 from popxl.plan.lookahead import evaluate, lookahead
+from popxl.plan.slots import pass_arguments, take_outputs
 from popxl.plan.steps import (
     Branch,
     Call,
@@ -307,7 +308,7 @@ class Executor:
 
     def _call(self, frame: Frame, step: Call) -> None:
         inner = self._new_frame(step.body)
-        self._pass(inner, step, (frame[i] for i in step.inputs))
+        pass_arguments(inner, step, (frame[i] for i in step.inputs))
         self._release(frame, step)
         try:
             self._walk(step.body, inner)
@@ -316,7 +317,7 @@ class Executor:
             for position, slot in step.written_back:
                 frame[slot] = inner[step.body.inputs[position]]
         # The body may have got more outputs since this call of it was made.
-        self._take_outputs(frame, step, [inner[slot] for slot in step.body.outputs[: len(step.outputs)]])
+        take_outputs(frame, step, [inner[slot] for slot in step.body.outputs[: len(step.outputs)]])
 
     def _loop(self, frame: Frame, step: Loop) -> None:
         call = step.call
@@ -328,7 +329,7 @@ class Executor:
             known = (np.asarray(i, np.int32), np.asarray(True))
             state[:first] = [self._spread(t, value) for t, value in zip(hidden, known, strict=True)]
             inner = self._new_frame(call.body)
-            self._pass(inner, call, state)
+            pass_arguments(inner, call, state)
             # The body has the carried values now, and lets go of each after its last use.
             state[first : first + carried] = [None] * carried
             try:
@@ -340,25 +341,13 @@ class Executor:
         if not step.count:
             for position, slot in call.written_back:
                 frame[slot] = state[position]
-        self._take_outputs(frame, call, state[first : first + carried])
+        take_outputs(frame, call, state[first : first + carried])
 
     def _branch(self, frame: Frame, step: Branch) -> None:
         taken = bool(np.asarray(frame[step.condition]).reshape(()))
         if step.waits:
             self._transfers.branch(taken)
         self._call(frame, step.then_call if taken else step.else_call)
-
-    @staticmethod
-    def _pass(inner: Frame, call: Call, values: Iterable[Array]) -> None:
-        """Give the body its arguments. The frame alone holds them, so that the body can let go of them."""
-        for slot, value in zip(call.body.inputs, values, strict=True):
-            inner[slot] = value
-
-    @staticmethod
-    def _take_outputs(frame: Frame, call: Call, values: Sequence[Array]) -> None:
-        for slot, value in zip(call.outputs, values, strict=True):
-            if slot >= 0:
-                frame[slot] = value
 
     @staticmethod
     def _release(frame: Frame, call: Call) -> None:

@@ -6,40 +6,21 @@ move bytes. See ``docs/explanation/streaming-engine.md``.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 from popxl.op import Op
-from popxl.plan.lookahead import Coming, ComingBranch, ComingLoad, ComingStore, Walk
+from popxl.plan.lookahead import ComingLoad, ComingStore, Row, Walk
+from popxl.plan.window import READ_BATCH_BYTES, Window
 from popxl.runtime.events import IN_MEMORY, Events
 from popxl.runtime.streaming.blocks import Block, BlockPool
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
 from popxl.runtime.transfers import Transfers
-from popxl.runtime.write_behind import Row, WriteBehind
+from popxl.runtime.write_behind import WriteBehind
 
 Array = Any
-#: Reads ahead are started together up to this many bytes, so that small neighbours share a request.
-BATCH_BYTES = 4 << 20
-#: How many transfers the walk may be ahead of the run; rows of no size need a limit too.
-MAX_AHEAD = 4096
-
-
-@dataclass(slots=True, eq=False)
-class _Ahead:
-    """A transfer that the walk has seen and the run has not come to.
-
-    Attributes:
-        coming: What it is.
-        number: Its place in the run.
-        followers: For a store: rows whose loads come later and wait for it.
-    """
-
-    coming: Coming
-    number: int
-    followers: list[Row] = field(default_factory=list[Row])
 
 
 @dataclass(slots=True, eq=False)
@@ -80,16 +61,9 @@ class OverlappedTransfers(Transfers):
         self._pool = pool
         self._events = events or Events()
         self._writes = WriteBehind(tier, write_bytes, self._events)
-        self._batch_bytes = min(BATCH_BYTES, pool.limit_bytes // 4)
-        self._walk: Walk | None = None
-        self._at_branch = False
-        self._ahead: deque[_Ahead] = deque()
-        self._seen = 0
-        #: A load that the walk has yielded and for which there was no block yet.
-        self._next: Coming | None = None
+        self._batch_bytes = min(READ_BATCH_BYTES, pool.limit_bytes // 4)
+        self._window = Window({i: spec.entries for i, spec in self._specs.items()}, self._fetch)
         self._fetched: dict[Row, _Fetched] = {}
-        #: The last coming store of each row; of a buffer, with entry None, where the row is not known yet.
-        self._stores: dict[tuple[int, int | None], _Ahead] = {}
         self._to_start: list[Transfer] = []
         self._to_start_bytes = 0
         self._cache: dict[Row, Array] = {}
@@ -100,14 +74,14 @@ class OverlappedTransfers(Transfers):
     def begin(self, walk: Walk) -> None:
         """See `Transfers.begin`."""
         self._writes.collect()
-        self._walk = walk
+        self._window.begin(walk)
         self._read_ahead()
         self._start()
 
     def load(self, buffer_id: int, entry: int) -> Array:
         """See `Transfers.load`."""
         row = (buffer_id, entry)
-        self._pass_by(ComingLoad, row)
+        self._window.pass_by(ComingLoad, row)
         fetched = self._fetched.get(row)
         value = self._load_now(row) if fetched is None else self._take(row, fetched)
         self._read_ahead()
@@ -116,13 +90,13 @@ class OverlappedTransfers(Transfers):
     def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
         """See `Transfers.store`."""
         row = (buffer_id, entry)
-        ahead = self._pass_by(ComingStore, row)
+        followers = self._window.pass_by(ComingStore, row)
         self._store_now(row, value, op)
-        self._go_on(ahead)
+        self._go_on(followers)
 
     def load_each(self, buffer_id: int, entries: Sequence[int]) -> list[Array]:
         """See `Transfers.load_each`."""
-        self._pass_by(ComingLoad, (buffer_id, entries[0]))
+        self._window.pass_by(ComingLoad, (buffer_id, entries[0]))
         values = [self._load_now((buffer_id, entry)) for entry in entries]
         self._read_ahead()
         return values
@@ -131,36 +105,26 @@ class OverlappedTransfers(Transfers):
         self, buffer_id: int, entries: Sequence[int], changed: Callable[[int, Array], Array], op: Op | None = None
     ) -> None:
         """See `Transfers.change_each`."""
-        ahead = self._pass_by(ComingStore, (buffer_id, entries[0]))
+        followers = self._window.pass_by(ComingStore, (buffer_id, entries[0]))
         for entry in entries:
             row = (buffer_id, entry)
             self._store_now(row, changed(entry, self._load_now(row)), op)
-        self._go_on(ahead)
+        self._go_on(followers)
 
     def branch(self, taken: bool) -> None:
         """See `Transfers.branch`."""
-        if self._walk is None:
-            return
-        self._pass_by(ComingBranch, None)
-        self._at_branch = False
-        self._next = self._see(taken)
+        self._window.branch(taken)
         self._read_ahead()
 
     def end(self, failure: BaseException | None = None) -> None:
         """See `Transfers.end`."""
-        if self._walk is not None:
-            self._walk.close()
-            self._walk = None
+        self._window.end()
         self._start()
         for fetched in self._fetched.values():
             if fetched.transfer is not None and fetched.block is not None:
                 fetched.transfer.wait_quietly()
                 self._pool.give_back(fetched.block)
         self._fetched.clear()
-        self._ahead.clear()
-        self._stores.clear()
-        self._next = None
-        self._at_branch = False
         self._writes.flush()
         if failure is not None:
             for error in self._writes.settle():
@@ -177,68 +141,10 @@ class OverlappedTransfers(Transfers):
         self._writes.close()
         self._cache.clear()
 
-    # Looking ahead
-
     def _read_ahead(self) -> None:
-        while self._walk is not None and len(self._ahead) < MAX_AHEAD:
-            coming = self._next if self._next is not None else self._see()
-            if coming is None:
-                break
-            self._next = None
-            if not self._note(coming):
-                self._next = coming
-                break
+        self._window.look()
         if self._to_start_bytes >= self._batch_bytes:
             self._start()
-
-    def _see(self, taken: bool | None = None) -> Coming | None:
-        """The next transfer of the walk; None at a branch that is not decided, and at the end."""
-        if self._walk is None or self._at_branch:
-            return None
-        try:
-            coming = self._walk.send(taken)
-        except (StopIteration, LookupError):  # a stream that is too short: the run says so when it comes there
-            self._walk = None
-            return None
-        self._at_branch = isinstance(coming, ComingBranch)
-        return coming
-
-    def _note(self, coming: Coming) -> bool:
-        """Look at a coming transfer; False if a load must wait for memory."""
-        ahead = _Ahead(coming, self._seen)
-        if isinstance(coming, ComingStore):
-            self._stores[coming.buffer_id, coming.entry] = ahead
-        elif isinstance(coming, ComingLoad) and self._is_known(coming):
-            row = (coming.buffer_id, coming.entry or 0)
-            stores = [s for s in (self._stores.get(row), self._stores.get((coming.buffer_id, None))) if s is not None]
-            if stores:
-                max(stores, key=lambda s: s.number).followers.append(row)
-            elif not self._fetch(row):
-                return False
-        self._ahead.append(ahead)
-        self._seen += 1
-        return True
-
-    def _is_known(self, coming: ComingLoad) -> bool:
-        """Whether the row is known and exists; the run reports one that does not."""
-        return coming.entry is not None and 0 <= coming.entry < self._specs[coming.buffer_id].entries
-
-    def _pass_by(self, kind: type[Coming], row: Row | None) -> _Ahead | None:
-        """The run has come to a transfer: what the walk knew of it, if it had got there."""
-        if not self._ahead:
-            coming = self._next if self._next is not None else self._see()
-            self._next = None
-            if coming is None:
-                return None
-            ahead = _Ahead(coming, self._seen)
-        else:
-            ahead = self._ahead.popleft()
-        coming = ahead.coming
-        if not isinstance(coming, kind):
-            raise AssertionError(f"the walk saw {coming}, the run came to {kind.__name__} of {row}")
-        if isinstance(coming, ComingStore) and self._stores.get((coming.buffer_id, coming.entry)) is ahead:
-            del self._stores[coming.buffer_id, coming.entry]
-        return ahead
 
     # Values
 
@@ -295,11 +201,10 @@ class OverlappedTransfers(Transfers):
         self._writes.add(self._specs[row[0]], row[1], value, op)
         self._keep(row, value)
 
-    def _go_on(self, store: _Ahead | None) -> None:
+    def _go_on(self, followers: Iterable[Row]) -> None:
         """Read ahead after a store; first what had to wait for it."""
-        if store is not None:
-            for follower in store.followers:
-                self._fetch(follower)
+        for row in followers:
+            self._fetch(row)
         self._read_ahead()
 
     def _load_now(self, row: Row) -> Array:

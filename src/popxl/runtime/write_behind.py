@@ -13,16 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from popxl.op import Op
+from popxl.plan.lookahead import Row
+from popxl.plan.window import WRITE_BATCH, WRITE_BATCH_BYTES
 from popxl.runtime.events import Events
 from popxl.runtime.streaming.tier import BufferSpec, Tier
 from popxl.runtime.streaming.transfer import Transfer
 
 Array = Any
-Row = tuple[int, int]
 _NOTHING = np.empty(0, np.uint8)
-#: Stores handed to the tier in one call, where they are small.
-_BATCH = 256
-_BATCH_BYTES = 4 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +102,7 @@ class WriteBehind:
         self._latest[row] = write
         self._held.append(write)
         self._held_bytes += spec.padded_bytes
-        if len(self._held) >= _BATCH or self._held_bytes >= _BATCH_BYTES:
+        if len(self._held) >= WRITE_BATCH or self._held_bytes >= WRITE_BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -189,7 +187,7 @@ class WriteBehind:
         ready: list[Transfer] = []
         ready_bytes = 0
         for write in batch:
-            if ready and (write.after is not None or ready_bytes >= _BATCH_BYTES):
+            if ready and (write.after is not None or ready_bytes >= WRITE_BATCH_BYTES):
                 self._start(ready)
                 ready, ready_bytes = [], 0
             try:
