@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -265,6 +265,21 @@ def test_coming_loads_are_read_before_the_run_asks(tier: FaultTier) -> None:
     tier.start_reads = lambda transfers: (started.extend(t.entry for t in transfers), start_reads(transfers))[1]  # type: ignore[method-assign]
     engine.begin(walk(tuple(Load(1, entry) for entry in range(4))))
     assert started == [0, 1, 2, 3]
+    engine.close()
+
+
+def test_rows_of_the_first_layer_are_read_before_neighbours_of_later_ones(tier: FaultTier) -> None:
+    engine = make(tier)  # a quarter of its 8 pages is read at once: a row of each buffer has three
+    batches: list[list[tuple[int, int]]] = []
+    start_reads = tier.start_reads
+
+    def start(transfers: Sequence[Transfer]) -> None:
+        batches.append([(t.spec.buffer_id, t.entry) for t in transfers])
+        start_reads(transfers)
+
+    tier.start_reads = start  # type: ignore[method-assign]
+    engine.begin(walk((Load(1, 0), Load(2, 0), Load(1, 1), Load(2, 1))))
+    assert batches == [[(1, 0), (2, 0)], [(1, 1), (2, 1)]]
     engine.close()
 
 

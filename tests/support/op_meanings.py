@@ -156,7 +156,7 @@ def _is_power_of_two(a: Array) -> Any:
 
 def div(a: Approx, b: Approx) -> Approx:
     if not a.is_float:
-        settle((b.value != 0) & ~((b.value == -1) if a.dtype.kind == "i" else False))
+        settle((b.value != 0) & ((b.value != -1) | (a.dtype.kind != "i")))
         return Approx.exact(np.floor_divide(a.value, b.value))
     nearest = abs(b.value) - b.error
     settle(nearest >= 2.0**-6)

@@ -251,7 +251,7 @@ class Transfers:
         """A run begins."""
         self._writes.collect()
         self._window.begin(walk)
-        self._read_ahead()
+        self._window.look()
         self._start()
 
     def load(self, row: Row) -> Value:
@@ -259,7 +259,7 @@ class Transfers:
         self._window.pass_by(ComingLoad, row)
         fetched = self._fetched.get(row)
         value = self._load_now(row) if fetched is None else self._take(row, fetched)
-        self._read_ahead()
+        self._window.look()
         return value
 
     def store(self, row: Row, value: Value) -> None:
@@ -269,12 +269,12 @@ class Transfers:
         self._keep(row)
         for follower in followers:
             self._fetch(follower)
-        self._read_ahead()
+        self._window.look()
 
     def branch(self, *, taken: bool) -> None:
         """The device has decided a branch."""
         self._window.branch(taken)
-        self._read_ahead()
+        self._window.look()
 
     def end(self) -> None:
         """The run is over; stores are still under way."""
@@ -285,11 +285,6 @@ class Transfers:
     def drain(self) -> None:
         """Wait for all stores."""
         self._writes.drain()
-
-    def _read_ahead(self) -> None:
-        self._window.look()
-        if self._to_start_bytes >= self._batch_bytes:
-            self._start()
 
     def _fetch(self, row: Row) -> bool:
         fetched = self._fetched.get(row)
@@ -307,6 +302,8 @@ class Transfers:
         self._fetched[row] = _Fetched(1, request=request)
         self._to_start.append(request)
         self._to_start_bytes += nbytes
+        if self._to_start_bytes >= self._batch_bytes:
+            self._start()
         return True
 
     def _start(self) -> None:

@@ -75,7 +75,7 @@ class OverlappedTransfers(Transfers):
         """See `Transfers.begin`."""
         self._writes.collect()
         self._window.begin(walk)
-        self._read_ahead()
+        self._window.look()
         self._start()
 
     def load(self, buffer_id: int, entry: int) -> Array:
@@ -84,7 +84,7 @@ class OverlappedTransfers(Transfers):
         self._window.pass_by(ComingLoad, row)
         fetched = self._fetched.get(row)
         value = self._load_now(row) if fetched is None else self._take(row, fetched)
-        self._read_ahead()
+        self._window.look()
         return value
 
     def store(self, buffer_id: int, entry: int, value: Array, op: Op | None = None) -> None:
@@ -98,7 +98,7 @@ class OverlappedTransfers(Transfers):
         """See `Transfers.load_each`."""
         self._window.pass_by(ComingLoad, (buffer_id, entries[0]))
         values = [self._load_now((buffer_id, entry)) for entry in entries]
-        self._read_ahead()
+        self._window.look()
         return values
 
     def change_each(
@@ -114,7 +114,7 @@ class OverlappedTransfers(Transfers):
     def branch(self, taken: bool) -> None:
         """See `Transfers.branch`."""
         self._window.branch(taken)
-        self._read_ahead()
+        self._window.look()
 
     def end(self, failure: BaseException | None = None) -> None:
         """See `Transfers.end`."""
@@ -141,11 +141,6 @@ class OverlappedTransfers(Transfers):
         self._writes.close()
         self._cache.clear()
 
-    def _read_ahead(self) -> None:
-        self._window.look()
-        if self._to_start_bytes >= self._batch_bytes:
-            self._start()
-
     # Values
 
     def _fetch(self, row: Row) -> bool:
@@ -166,6 +161,9 @@ class OverlappedTransfers(Transfers):
         self._fetched[row] = _Fetched(1, transfer=transfer, block=block)
         self._to_start.append(transfer)
         self._to_start_bytes += block.nbytes
+        # In the order of the run, as far as neighbours in a file are not worth a detour: its first rows come first.
+        if self._to_start_bytes >= self._batch_bytes:
+            self._start()
         return True
 
     def _start(self) -> None:
@@ -205,7 +203,7 @@ class OverlappedTransfers(Transfers):
         """Read ahead after a store; first what had to wait for it."""
         for row in followers:
             self._fetch(row)
-        self._read_ahead()
+        self._window.look()
 
     def _load_now(self, row: Row) -> Array:
         """The value of a row that was not fetched."""
