@@ -79,6 +79,11 @@ def test_names_are_listed_before_they_are_used() -> None:
     assert run_python("from popxl import *; print(Session.__module__, float32)") == "popxl.session popxl.dtypes.float32"
 
 
+def test_session_imports_nothing_that_draws() -> None:
+    code = "import sys, popxl.session; print({'rich', 'matplotlib'} & {name.partition('.')[0] for name in sys.modules})"
+    assert run_python(code) == "set()"
+
+
 def test_package_declares_its_types() -> None:
     assert files("popxl").joinpath("py.typed").is_file()
     assert files("popxl").joinpath("__init__.pyi").is_file()

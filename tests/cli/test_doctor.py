@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from popxl.cli import directory_checks as checks
-from popxl.cli import machine_checks
+from popxl.cli import disk_speed, machine_checks
 from popxl.cli.devices import Device, Devices
 from popxl.cli.file_system import Mount, is_locked, mount_of, read_mounts, scratch_file
 from popxl.cli.finding import Finding, Level
@@ -161,6 +162,24 @@ def test_locks_that_keep_nobody_out_are_a_warning(tmp_path: Path) -> None:
     with scratch_file(tmp_path) as (first, second), scratch_file(tmp_path) as (other, _):
         assert checks.lock_finding(first, second).level is Level.OK
         assert checks.lock_finding(first, other).level is Level.WARN
+
+
+def test_speed_is_measured_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_speed, "_FILE_BYTES", disk_speed._ROW_BYTES)
+    assert main(["doctor", "--measure", str(tmp_path / "rows")]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "speed: " in line)
+    speeds = re.match(r"OK    speed: ([\d.]+) GB/s written, ([\d.]+) GB/s read", line)
+    assert speeds is not None, line
+    assert all(float(speed) > 0 for speed in speeds.groups())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_with_no_room_to_measure_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_speed, "free_bytes", lambda _: 1 << 20)
+    found = disk_speed.speed_finding(tmp_path)
+    assert (found.level, found.fact) == (Level.WARN, "not measured: it takes 256.00 MiB, and 1.00 MiB are free")
 
 
 def test_missing_direct_io_is_a_warning(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import popxl
 from popxl import ops
 from popxl.observe import disk_probe
-from popxl.runtime.streaming.disk_settings import SPEEDS_NAME
+from popxl.runtime.streaming.small_files import SPEEDS_NAME
 
 SHAPE = (64, 1024)
 ROW = 4 * 64 * 1024

@@ -15,6 +15,7 @@ from popxl.runtime.streaming.committed import CommittedDirectory
 from popxl.runtime.streaming.directory import inspect, io_error, sync_directory
 from popxl.runtime.streaming.disk import direct_alignment, make_direct
 from popxl.runtime.streaming.layout import FORMAT_VERSION, LOCK_NAME, MANIFEST_NAME, slab_bytes, slab_name
+from popxl.runtime.streaming.room import existing
 from popxl.runtime.streaming.tier import PAGE_BYTES
 from popxl.units import format_bytes
 
@@ -37,9 +38,7 @@ def check_directory(directory: Path) -> Iterator[Finding]:
     Args:
         directory: Of a session, or for one.
     """
-    place = directory
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
+    place = existing(directory)
     contents = contents_finding(directory, place)
     yield contents
     if place.is_dir():

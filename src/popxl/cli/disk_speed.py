@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from popxl.runtime.streaming.disk import DEFAULT_SETTINGS, direct_alignment, make_direct
+import numpy as np
+
+from popxl.runtime.streaming.disk import DEFAULT_SETTINGS, DiskQueue, direct_alignment, make_direct
+from popxl.runtime.streaming.disk_settings import move_all
+from popxl.runtime.streaming.pieces import Slab
+from popxl.runtime.streaming.room import free_bytes
+from popxl.runtime.streaming.tier import PAGE_BYTES
 from popxl.units import format_bytes
 
 from .file_system import scratch_file
 from .finding import Finding, Level
 
 _FILE_BYTES = 256 << 20
+#: Large, so that what is moved at a time lies at several places.
+_ROW_BYTES = 32 << 20
 _ROUNDS = 3
 
 
@@ -29,52 +34,37 @@ def speed_finding(place: Path) -> Finding:
     Raises:
         OSError: The disk refuses.
     """
-    status = os.statvfs(place)
-    free = status.f_bavail * status.f_frsize
-    if free < 2 * _FILE_BYTES:
+    free = free_bytes(place)
+    if free is not None and free < 2 * _FILE_BYTES:
         fact = f"not measured: it takes {format_bytes(_FILE_BYTES)}, and {format_bytes(free)} are free"
         return Finding(Level.WARN, "speed", fact, "free space on that disk")
     with scratch_file(place) as (fd, _):
-        if not make_direct(fd, direct_alignment(place)):
+        alignment = direct_alignment(place)
+        if not make_direct(fd, alignment):
             fact = "not measured: without direct I/O it would be the page cache's"
             return Finding(Level.WARN, "speed", fact, "see direct I/O above")
         os.ftruncate(fd, _FILE_BYTES)
-        write_s, read_s = _least_seconds(fd)
+        write_s, read_s = _least_seconds(Slab(fd, place, _FILE_BYTES, alignment))
     written, read = (f"{_FILE_BYTES / seconds / 1e9:.2f} GB/s" for seconds in (write_s, read_s))
     return Finding(Level.OK, "speed", f"{written} written, {read} read, the best of {_ROUNDS} times 256 MiB")
 
 
-def _least_seconds(fd: int) -> tuple[float, float]:
-    piece_bytes = DEFAULT_SETTINGS.piece_bytes
-    offsets = range(0, _FILE_BYTES, piece_bytes)
-    with mmap.mmap(-1, piece_bytes) as source, ThreadPoolExecutor(DEFAULT_SETTINGS.threads) as pool:
-        source.write(os.urandom(4096) * (piece_bytes // 4096))
-        targets = [mmap.mmap(-1, piece_bytes) for _ in offsets[: 2 * DEFAULT_SETTINGS.threads]]
-
-        def write_at(offset: int) -> int:
-            return os.pwritev(fd, [source], offset)
-
-        def read_at(offset: int) -> int:
-            return os.preadv(fd, [targets[offset // piece_bytes % len(targets)]], offset)
-
-        def write() -> None:
-            _expect(pool.map(write_at, offsets), piece_bytes)
-            os.fdatasync(fd)
-
-        def read() -> None:
-            _expect(pool.map(read_at, offsets), piece_bytes)
-
-        write()  # the first time finds room in the file
-        seconds = [(_timed(write), _timed(read)) for _ in range(_ROUNDS)]
-        return min(pair[0] for pair in seconds), min(pair[1] for pair in seconds)
-
-
-def _expect(counts: Iterable[int], piece_bytes: int) -> None:
-    if any(count != piece_bytes for count in list(counts)):
-        raise OSError(errno.EIO, "the disk moved less than it was asked to")
-
-
-def _timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def _least_seconds(slab: Slab) -> tuple[float, float]:
+    memory = np.frombuffer(mmap.mmap(-1, _ROW_BYTES), np.uint8)
+    memory.reshape(-1, PAGE_BYTES)[:] = np.frombuffer(os.urandom(PAGE_BYTES), np.uint8)
+    write_s: list[float] = []
+    read_s: list[float] = []
+    disk = DiskQueue(DEFAULT_SETTINGS)
+    try:
+        move_all(disk, slab, memory, is_write=True)  # the first time finds room in the file
+        for _ in range(_ROUNDS):
+            begin_s = time.perf_counter()
+            move_all(disk, slab, memory, is_write=True)
+            os.fdatasync(slab.fd)
+            written_s = time.perf_counter()
+            move_all(disk, slab, memory, is_write=False)
+            write_s.append(written_s - begin_s)
+            read_s.append(time.perf_counter() - written_s)
+    finally:
+        disk.close()
+    return min(write_s), min(read_s)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from popxl.runtime.streaming.room import existing
+
 from .directory_checks import check_directory
 from .disk_speed import speed_finding
 from .finding import Finding, Level
@@ -39,6 +41,5 @@ def _findings(directory: Path, measure: bool) -> Iterator[Finding]:
         is_fit = is_fit and finding.level is not Level.FAIL
         yield finding
     if measure and is_fit:
-        place = next(path for path in (directory, *directory.parents) if path.exists())
-        yield speed_finding(place)
+        yield speed_finding(existing(directory))
     yield from check_machine()

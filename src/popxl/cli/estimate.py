@@ -20,11 +20,10 @@ import popxl
 from popxl import session as session_module
 from popxl.errors import PopxlError, PopxlValueError
 from popxl.ir import Ir
-from popxl.observe.disk_probe import existing
 from popxl.observe.estimation import tier_bytes
 from popxl.plan.costs import Prediction
 from popxl.runtime.streaming import FileTier, StreamingMemory
-from popxl.runtime.streaming.room import free_bytes
+from popxl.runtime.streaming.room import existing, free_bytes
 from popxl.units import format_bytes, parse_bytes
 
 _DOES_NOT_FIT = 1

@@ -6,8 +6,6 @@ What was found is kept beside the data, as `popxl.runtime.streaming.disk_setting
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import statistics
 import threading
 import time
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 
@@ -24,14 +22,16 @@ from popxl.plan.lookahead import ComingLoad, ComingStore, Walk
 from popxl.runtime.completion import Completion
 from popxl.runtime.overlap import OverlappedTransfers
 from popxl.runtime.streaming.blocks import BlockPool, Region
-from popxl.runtime.streaming.disk_settings import SPEEDS_NAME, cached
+from popxl.runtime.streaming.disk_settings import cached
+from popxl.runtime.streaming.room import existing
+from popxl.runtime.streaming.small_files import SPEEDS_NAME, keep_note, read_note
 from popxl.runtime.streaming.tier import BufferSpec
 from popxl.runtime.streaming.transfer import Transfer
 
+from .probe import median_s
 from .scratch_tier import ScratchTier
 
 _VERSION = 1
-_MAX_BYTES = 4096
 #: Of each size, rows of about so many bytes are moved, so many times.
 _BYTES, _MOST_ROWS, _TIMES = 96 << 20, 256, 3
 
@@ -71,11 +71,6 @@ class DiskUse:
         return tuple(sorted({min(self.sizes), max(self.sizes)}))
 
 
-def existing(directory: Path) -> Path:
-    """The directory, or the one above it that is there."""
-    return next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
-
-
 def probe_disk(directory: Path, use: DiskUse) -> DiskCosts:
     """Measure a disk, or take what was measured before and kept in the directory.
 
@@ -95,7 +90,7 @@ def probe_disk(directory: Path, use: DiskUse) -> DiskCosts:
         found = _measured(existing(directory), use)
         if directory.is_dir():
             with contextlib.suppress(OSError):
-                _keep(directory, {**words, **asdict(found)})
+                keep_note(directory, SPEEDS_NAME, {**words, **asdict(found)})
     return found
 
 
@@ -107,13 +102,13 @@ def _measured(directory: Path, use: DiskUse) -> DiskCosts:
     for size in use.probed:
         with Rows(directory, use, size) as rows:
             rows.store()  # the first time finds room in the file
-            writes.append((rows.padded_bytes, _median(rows.store) / rows.count))
+            writes.append((rows.padded_bytes, median_s(rows.store, _TIMES) / rows.count))
             rows.load()
             thread_s = time.thread_time()
-            reads.append((rows.padded_bytes, _median(rows.load) / rows.count))
+            reads.append((rows.padded_bytes, median_s(rows.load, _TIMES) / rows.count))
             thread_s = (time.thread_time() - thread_s) / (_TIMES * rows.count)
             row_s = min(row_s or thread_s, thread_s)
-            alone.append((rows.padded_bytes, _median(rows.load_one, 9), _median(rows.store_one, 9)))
+            alone.append((rows.padded_bytes, median_s(rows.load_one, 9), median_s(rows.store_one, 9)))
     return DiskCosts(
         Channel(_line(reads), _line([(n, r) for n, r, _ in alone])),
         Channel(_line(writes), _line([(n, w) for n, _, w in alone])),
@@ -130,15 +125,6 @@ def _line(points: Sequence[tuple[int, float]]) -> Line:
     fixed_s = max(0.0, small_s - slope * small)
     # The large rows are most of the bytes: the line goes through them.
     return Line(fixed_s, max(0.0, (large_s - fixed_s) / large))
-
-
-def _median(action: Callable[[], object], times: int = _TIMES) -> float:
-    seconds: list[float] = []
-    for _ in range(times):
-        begin_s = perf_counter()
-        action()
-        seconds.append(perf_counter() - begin_s)
-    return statistics.median(seconds)
 
 
 @final
@@ -286,15 +272,12 @@ def _keep_moving(move: Callable[[Callable[[], bool]], None], over: threading.Eve
 
 
 def _kept(directory: Path, words: dict[str, Any]) -> DiskCosts | None:
+    fields = read_note(directory, SPEEDS_NAME)
+    if any(fields.get(name) != value for name, value in words.items()):
+        return None
     try:
-        fd = os.open(directory / SPEEDS_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
-            found: Any = json.loads(file.read(_MAX_BYTES))
-        fields = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-        if any(fields.get(name) != value for name, value in words.items()):
-            return None
         return DiskCosts(_channel(fields["read"]), _channel(fields["write"]), _number(fields["row_s"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -310,12 +293,3 @@ def _number(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value < 1e6:
         raise ValueError(value)
     return float(value)
-
-
-def _keep(directory: Path, words: dict[str, Any]) -> None:
-    temporary = directory / f"{SPEEDS_NAME}.tmp"
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump(words, file)
-    temporary.rename(directory / SPEEDS_NAME)

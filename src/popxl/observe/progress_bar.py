@@ -6,11 +6,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from popxl.runtime.streaming import StreamingMemory
 
 
@@ -34,6 +32,10 @@ class Progress:
     """
 
     def __init__(self, total: int, session: Moves | None, done: int, description: str, console: Console) -> None:
+        # Every session imports this module, and few programs show a bar.
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
         self._session = session
         self._begin_s = perf_counter()
         self._steps = 0
@@ -114,6 +116,8 @@ def progress(
         ...     for loss in (3.0, 2.0, 1.5):
         ...         bar.step(loss=loss)
     """
+    from rich.console import Console
+
     return Progress(total, session, done, description, console or Console(stderr=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -181,6 +182,20 @@ def overlap_s(spans: Iterable[Span], others: Iterable[Span]) -> float:
         total += max(0, min(b, d) - max(a, c))
         i, j = (i + 1, j) if b < d else (i, j + 1)
     return total
+
+
+def bytes_under_way(events: Iterable[Event]) -> list[tuple[float, int]]:
+    """Bytes of events that have begun and not ended, from each moment on at which one does.
+
+    Example:
+        >>> bytes_under_way([Event("load", "load", 8, 0.0, 2.0, ""), Event("load", "load", 4, 2.0, 3.0, "")])
+        [(0.0, 8), (2.0, 0), (2.0, 4), (3.0, 0)]
+    """
+    events = list(events)
+    changes = [(e.begin_s, e.n_bytes) for e in events] + [(e.end_s, -e.n_bytes) for e in events]
+    # At one moment what ends goes first, so that no peak is shown that was not there.
+    changes.sort()
+    return list(zip((s for s, _ in changes), accumulate(n for _, n in changes), strict=True))
 
 
 def anonymous_bytes() -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
+from popxl.plan.costs import Prediction
 from popxl.plan.memory import Figures
 from popxl.runtime.events import IN_MEMORY
 from popxl.units import format_bytes
@@ -19,58 +20,24 @@ _NOTHING = "-"
 _LEAST_SHARE = 0.02
 
 
-class Prediction(Protocol):
-    """What a report shows of a prediction: seconds of one run."""
-
-    @property
-    def step_s(self) -> float:
-        """Of the run."""
-        ...
-
-    @property
-    def compute_s(self) -> float:
-        """In which the device is busy."""
-        ...
-
-    @property
-    def load_s(self) -> float:
-        """In which rows are loaded."""
-        ...
-
-    @property
-    def store_s(self) -> float:
-        """In which rows are stored."""
-        ...
-
-    @property
-    def host_s(self) -> float:
-        """Of the thread of the run, without waits."""
-        ...
-
-    @property
-    def stalls(self) -> Mapping[str, float]:
-        """In which the thread of the run waits, by cause."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Seconds of one run: how long it takes, and how long each lane is busy in it.
 
     Attributes:
-        wall: Of the run.
-        compute: In which the device computes.
-        load: In which at least one row is loaded.
-        store: In which at least one row is stored.
-        host: In which the thread of the run is seen to do something; a prediction counts what nobody sees too.
+        wall_s: Of the run.
+        compute_s: In which the device computes.
+        load_s: In which at least one row is loaded.
+        store_s: In which at least one row is stored.
+        host_s: In which the thread of the run is seen to do something; a prediction counts what nobody sees too.
         stalls: In which the thread of the run waits, by cause: a row, a store, a computation, a value.
     """
 
-    wall: float
-    compute: float
-    load: float
-    store: float
-    host: float
+    wall_s: float
+    compute_s: float
+    load_s: float
+    store_s: float
+    host_s: float
     stalls: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -88,7 +55,7 @@ class Report:
             been kept; with `loaded` they are what was predicted.
         stored: Bytes that a mean run stored.
         attributed: Share of the wall time in which at least one lane was busy.
-        load_or_store: Seconds of a mean run in which rows were moved.
+        load_or_store_s: Seconds of a mean run in which rows were moved.
         overlap: Of what overlap could have saved, the share that it did: 1 if moving rows cost no time at all, 0 if
             compute and transfers took turns; None where there was nothing to overlap.
         dropped: Events that were not kept; the measured bytes and seconds lack them.
@@ -102,7 +69,7 @@ class Report:
     in_memory: Mapping[int, float] = field(default_factory=dict[int, float])
     stored: Mapping[int, float] = field(default_factory=dict[int, float])
     attributed: float | None = None
-    load_or_store: float = 0.0
+    load_or_store_s: float = 0.0
     overlap: float | None = None
     dropped: int = 0
 
@@ -176,11 +143,11 @@ class Report:
             return ""
         rows: list[Sequence[str]] = [("seconds of one run", "predicted", "measured")]
         for name, title in (
-            ("wall", "wall"),
-            ("compute", "computing"),
-            ("load", "loading"),
-            ("store", "storing"),
-            ("host", "host, seen"),
+            ("wall_s", "wall"),
+            ("compute_s", "computing"),
+            ("load_s", "loading"),
+            ("store_s", "storing"),
+            ("host_s", "host, seen"),
         ):
             rows.append((title, _cell(self.predicted, name), _cell(self.measured, name)))
         known = [seconds for seconds in (self.predicted, self.measured) if seconds is not None]

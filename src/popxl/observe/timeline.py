@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from popxl.errors import PopxlError
 from popxl.plan.memory import Figures
 from popxl.runtime.events import Event
 
-if TYPE_CHECKING:
-    from .recording import Recording
+from .recording import Recording, bytes_under_way
 
 _MIB = 2**20
 Points = Sequence[tuple[float, float]]
@@ -73,13 +72,8 @@ def draw_timeline(
 
 def _under_way(events: Sequence[Event], start_s: float) -> tuple[list[float], list[float]]:
     """Bytes under way, in MiB, from each moment at which they change."""
-    changes = [(e.begin_s, e.n_bytes) for e in events] + [(e.end_s, -e.n_bytes) for e in events]
-    moments, values, total = [0.0], [0.0], 0
-    for moment_s, change in sorted(changes):
-        total += change
-        moments.append(moment_s - start_s)
-        values.append(total / _MIB)
-    return moments, values
+    points = bytes_under_way(events)
+    return [0.0, *(s - start_s for s, _ in points)], [0.0, *(n / _MIB for _, n in points)]
 
 
 def _pyplot() -> Any:

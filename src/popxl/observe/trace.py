@@ -10,15 +10,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from popxl.plan.lookahead import Row
 from popxl.runtime.events import Event, Lane, row_label
 
-from .recording import LANES
-
-if TYPE_CHECKING:
-    from .recording import Recording
+from .recording import LANES, Recording, bytes_under_way
 
 _PID = 1
 #: Numbers of a lane's tracks begin here; the runs have a track above all.
@@ -132,14 +128,10 @@ def _title(event: Event) -> str:
 
 
 def _counter(lane: Lane, events: Sequence[Event], start_s: float) -> Iterator[Entry]:
-    changes = [(e.begin_s, e.n_bytes) for e in events] + [(e.end_s, -e.n_bytes) for e in events]
-    value = 0
-    # At one moment what ends goes first, so that no peak is shown that was not there.
-    for moment_s, change in sorted(changes):
-        value += change
+    for moment_s, n_bytes in bytes_under_way(events):
         yield {
             "ph": "C", "pid": _PID, "tid": 0, "name": _COUNTERS[lane],
-            "ts": _us(moment_s - start_s), "args": {"bytes": value},
+            "ts": _us(moment_s - start_s), "args": {"bytes": n_bytes},
         }  # fmt: skip
 
 

@@ -109,6 +109,13 @@ def test_first_open_that_was_interrupted_before_the_manifest_can_be_repeated(tmp
     assert not (tmp_path / "streaming-memory.json.tmp").exists()
 
 
+def test_notes_on_the_disk_do_not_make_a_directory_anothers(tmp_path: Path) -> None:
+    for note in ("disk-settings.json", "disk-speeds.json"):
+        (tmp_path / note).touch()
+        (tmp_path / f"{note}.tmp").write_text('{"thre')  # one that was interrupted
+    assert opens(tmp_path)
+
+
 def test_first_open_that_was_interrupted_before_the_slabs_can_be_repeated(used: Path) -> None:
     (used / SLAB).unlink()
     assert opens(used)

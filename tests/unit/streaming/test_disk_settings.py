@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from popxl.runtime.streaming import BufferSpec, FileTier, disk_settings
 from popxl.runtime.streaming.disk import DEFAULT_SETTINGS, DiskQueue, DiskSettings
-from popxl.runtime.streaming.disk_settings import CANDIDATES, PROBE_FROM_BYTES, SETTINGS_NAME, cached, probe
+from popxl.runtime.streaming.disk_settings import CANDIDATES, PROBE_FROM_BYTES, cached, probe
+from popxl.runtime.streaming.small_files import SETTINGS_NAME, keep_note
 from popxl.testing.tiers import assert_row
 
 
@@ -126,7 +128,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def play(directory: Path) -> DiskSettings:
         directories.append(directory)
-        disk_settings._keep(directory, MEASURED)
+        keep_note(directory, SETTINGS_NAME, asdict(MEASURED))
         return MEASURED
 
     monkeypatch.setattr(disk_settings, "probe", play)

@@ -15,7 +15,7 @@ import pytest
 
 from popxl.errors import StreamingMemoryError
 from popxl.runtime.streaming import BufferSpec, FileTier
-from popxl.runtime.streaming.disk_settings import SETTINGS_NAME
+from popxl.runtime.streaming.small_files import SETTINGS_NAME
 
 # Rows of one page; slot 1 of entry n is at page n, slot 2 at page 4 + n. The file may grow to a size only, as if the
 # disk were full beyond it. Python ignores the signal that comes with the error.

@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from popxl.errors import StreamingMemoryError
 
 from .disk import direct_alignment, make_direct
-from .disk_settings import SETTINGS_NAME, SPEEDS_NAME
 from .layout import (
     GENERATION_NAME,
     GENERATION_TEMPORARY_NAME,
@@ -39,12 +38,10 @@ from .layout import (
     slab_name,
 )
 from .pieces import Slab
+from .small_files import FILE_MODE, NOTE_FILES, SAFE_OPEN, read_regular, replace_file
 from .tier import BufferSpec
 
-FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-# A link or a pipe under one of our names is not ours: never follow the one nor wait on the other.
-_SAFE_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK
 
 _HINTS = {
     errno.ENOSPC: "free space on that disk, or name a directory on another one.",
@@ -122,8 +119,8 @@ def inspect(directory: Path, buffers: Sequence[BufferSpec]) -> bool:
         except FileNotFoundError:
             return False
         if MANIFEST_NAME not in names:
-            # What an interrupted first open leaves behind, and a probe of the disk before it.
-            strangers = sorted(names - {LOCK_NAME, MANIFEST_TEMPORARY_NAME, SETTINGS_NAME, SPEEDS_NAME})
+            # What an interrupted first open leaves behind, and a probe of the disk before it, interrupted or not.
+            strangers = sorted(names - {LOCK_NAME, MANIFEST_TEMPORARY_NAME} - NOTE_FILES)
             if strangers:
                 raise StreamingMemoryError(
                     f"The directory {directory} is not empty and holds no Streaming Memory: it has {strangers[0]!r}"
@@ -142,23 +139,13 @@ def inspect(directory: Path, buffers: Sequence[BufferSpec]) -> bool:
 
 
 def _read_manifest(path: Path) -> bytes:
-    raw = _read_regular(path, MAX_MANIFEST_BYTES)
+    raw = read_regular(path, MAX_MANIFEST_BYTES)
     if raw is None:
         raise StreamingMemoryError(
             f"The manifest {path} is damaged: it is not a regular file of at most {MAX_MANIFEST_BYTES} bytes.",
             hint="choose another directory.",
         )
     return raw
-
-
-def _read_regular(path: Path, limit_bytes: int) -> bytes | None:
-    """What a file holds; None if it is no regular file or has more than ``limit_bytes``."""
-    fd = os.open(path, os.O_RDONLY | _SAFE_OPEN)
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
-            return None
-        return file.read(limit_bytes)
 
 
 def read_generation(directory: Path, buffers: Sequence[BufferSpec], name: str = GENERATION_NAME) -> Generation | None:
@@ -171,7 +158,7 @@ def read_generation(directory: Path, buffers: Sequence[BufferSpec], name: str = 
     limit_bytes = generation_bytes(buffers)
     with _io_errors(f"The record of the last commit, {path}, cannot be read"):
         try:
-            raw = _read_regular(path, limit_bytes)
+            raw = read_regular(path, limit_bytes)
         except FileNotFoundError:
             return None
     if raw is None:
@@ -271,24 +258,8 @@ def _lock(directory: Path, resources: contextlib.ExitStack) -> None:
 def _write_manifest(directory: Path, content: bytes) -> None:
     """Write atomically: after a crash the manifest is there whole, or not at all."""
     with _io_errors(f"The manifest {directory / MANIFEST_NAME} cannot be written"):
-        _replace(directory, MANIFEST_NAME, MANIFEST_TEMPORARY_NAME, content)
+        replace_file(directory, MANIFEST_NAME, MANIFEST_TEMPORARY_NAME, content)
         sync_directory(directory)
-
-
-def _replace(directory: Path, name: str, temporary_name: str, content: bytes) -> None:
-    """Put a synced file in place of another; whether the name is on disk is known after `sync_directory`."""
-    temporary = directory / temporary_name
-    temporary.unlink(missing_ok=True)
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_OPEN, FILE_MODE), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(directory / name)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def sync_directory(directory: Path) -> None:
@@ -322,7 +293,7 @@ def publish(directory: Path, content: bytes) -> None:
     with _io_errors(f"The record of the commit, {path}, cannot be written"):
         with contextlib.suppress(FileNotFoundError):
             before = path.read_bytes()
-        _replace(directory, GENERATION_NAME, GENERATION_TEMPORARY_NAME, content)
+        replace_file(directory, GENERATION_NAME, GENERATION_TEMPORARY_NAME, content)
         try:
             sync_directory(directory)
         except OSError as error:
@@ -338,7 +309,7 @@ def write_synced(directory: Path, name: str, content: bytes) -> None:
         StreamingMemoryError: It is not.
     """
     with _io_errors(f"The record of the commit, {directory / name}, cannot be written"):
-        _replace(directory, name, GENERATION_TEMPORARY_NAME, content)
+        replace_file(directory, name, GENERATION_TEMPORARY_NAME, content)
         sync_directory(directory)
 
 
@@ -363,7 +334,7 @@ def put_back(directory: Path, before: bytes | None) -> None:
         if before is None:
             (directory / GENERATION_NAME).unlink(missing_ok=True)
         else:
-            _replace(directory, GENERATION_NAME, GENERATION_TEMPORARY_NAME, before)
+            replace_file(directory, GENERATION_NAME, GENERATION_TEMPORARY_NAME, before)
         sync_directory(directory)
 
 
@@ -384,9 +355,9 @@ def _put_back_after(cause: OSError, directory: Path, before: bytes | None) -> No
 def _open_slab(path: Path, made: list[Path], resources: contextlib.ExitStack) -> int:
     with _io_errors(f"The slab {path} cannot be opened"):
         try:
-            fd = os.open(path, os.O_RDWR | _SAFE_OPEN)
+            fd = os.open(path, os.O_RDWR | SAFE_OPEN)
         except FileNotFoundError:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE_OPEN, FILE_MODE)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | SAFE_OPEN, FILE_MODE)
             made.append(path)
         resources.callback(os.close, fd)
         status = os.fstat(fd)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import mmap
 import os
-import stat
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from .disk import DEFAULT_SETTINGS, DiskQueue, DiskSettings, direct_alignment
 from .pieces import Request, Slab
+from .small_files import SETTINGS_NAME, keep_note, read_note
 from .tier import PAGE_BYTES
 
-SETTINGS_NAME = "disk-settings.json"
-#: What `popxl.observe.disk_probe` leaves there.
-SPEEDS_NAME = "disk-speeds.json"
-_TEMPORARY_NAME = SETTINGS_NAME + ".tmp"
-_MAX_SETTINGS_BYTES = 4096
 _MAX_THREADS = 64
 _MAX_PIECE_BYTES = 64 << 20
 
@@ -63,17 +57,7 @@ def chosen(directory: Path, total_bytes: int) -> DiskSettings:
 
 
 def _found(directory: Path) -> DiskSettings | None:
-    try:
-        fd = os.open(directory / SETTINGS_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            found: Any = json.loads(file.read(_MAX_SETTINGS_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    fields = cast("dict[str, object]", found)
+    fields = read_note(directory, SETTINGS_NAME)
     threads, piece_bytes = fields.get("threads"), fields.get("piece_bytes")
     if type(threads) is not int or type(piece_bytes) is not int:
         return None
@@ -120,7 +104,7 @@ def probe(directory: Path, *, limit_s: float = 2.0) -> DiskSettings:
     finally:
         os.close(fd)
     best = min(CANDIDATES, key=lambda settings: times[settings])
-    _keep(directory, best)
+    keep_note(directory, SETTINGS_NAME, asdict(best))
     return best
 
 
@@ -128,6 +112,28 @@ def _seconds(slab: Slab, settings: DiskSettings) -> float:
     """How long it takes to write and read the whole file."""
     memory = np.frombuffer(mmap.mmap(-1, _ROW_BYTES), np.uint8)
     memory.fill(0xA5)
+    disk = DiskQueue(settings)
+    try:
+        start_s = time.monotonic()
+        move_all(disk, slab, memory, is_write=True)
+        move_all(disk, slab, memory, is_write=False)
+        return time.monotonic() - start_s
+    finally:
+        disk.close()
+
+
+def move_all(disk: DiskQueue, slab: Slab, memory: npt.NDArray[np.uint8], *, is_write: bool) -> None:
+    """Write or read the whole of a file, in rows that all lie at one place in memory, and wait for it.
+
+    Args:
+        disk: What moves them.
+        slab: The file, of a multiple of the size of a row.
+        memory: Of a row: whole pages, at a page.
+        is_write: Which way.
+
+    Raises:
+        OSError: The disk refuses.
+    """
     left, errors = threading.Semaphore(0), list[BaseException]()
 
     def on_done(error: BaseException | None, digest: int | None) -> None:
@@ -136,30 +142,12 @@ def _seconds(slab: Slab, settings: DiskSettings) -> float:
             errors.append(error)
         left.release()
 
-    disk = DiskQueue(settings)
-    try:
-        start = time.monotonic()
-        for is_write in (True, False):
-            offsets = range(0, _PROBE_BYTES, _ROW_BYTES)
-            disk.start(
-                Request(slab, offset, memory, _ROW_BYTES, is_write=is_write, is_hashed=False, on_done=on_done)
-                for offset in offsets
-            )
-            for _ in offsets:
-                left.acquire()
-        elapsed = time.monotonic() - start
-    finally:
-        disk.close()
+    offsets = range(0, slab.size_bytes, memory.nbytes)
+    disk.start(
+        Request(slab, offset, memory, memory.nbytes, is_write=is_write, is_hashed=False, on_done=on_done)
+        for offset in offsets
+    )
+    for _ in offsets:
+        left.acquire()
     if errors:
         raise errors[0]
-    return elapsed
-
-
-def _keep(directory: Path, settings: DiskSettings) -> None:
-    temporary = directory / _TEMPORARY_NAME
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump({"threads": settings.threads, "piece_bytes": settings.piece_bytes}, file)
-    temporary.rename(directory / SETTINGS_NAME)

@@ -17,6 +17,16 @@ _BLOCK_BYTES = 512  # of st_blocks, whatever the file system's are
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def existing(directory: Path) -> Path:
+    """What there is at the path of a directory, or at the nearest one above it: it need not be a directory.
+
+    Example:
+        >>> existing(Path("/nowhere/rows"))
+        PosixPath('/')
+    """
+    return next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+
+
 def free_bytes(path: Path) -> int | None:
     """How much a user may still write to the disk of a path, quotas aside; None if the system does not tell.
 
