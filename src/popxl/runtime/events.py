@@ -8,9 +8,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from popxl.plan.lookahead import Row
 
@@ -20,9 +19,8 @@ Lane = Literal["compute", "load", "store", "host"]
 IN_MEMORY = "row in memory"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that took time.
+class Event(NamedTuple):
+    """Something that took time; a tuple, since the program waits while one is made.
 
     Times are those of `time.perf_counter`, in seconds. Events of the lane ``host`` do not overlap; those of others may:
     a computation begins when it is dispatched, though the device may still be busy with the one before.
@@ -143,7 +141,7 @@ class Events:
         self, token: Any, n_bytes: int, begin_s: float, label: str, reads: tuple[Row, ...] = ()
     ) -> None:
         """Report a computation once its token is ready; at the latest by `settle`."""
-        self._begun.append((token, Event("compute", "compute", n_bytes, begin_s, begin_s, label, None, reads)))
+        self._begun.append((token, n_bytes, begin_s, label, reads))
         self._report_ended()
 
     def settle(self) -> None:
@@ -168,9 +166,9 @@ class Events:
             if self._watch.is_busy:
                 return
         while self._begun and self._begun[0][0].is_ready():
-            _, event = self._begun.popleft()
+            event = _ended(self._begun.popleft())
             if self.sink is not None:
-                self.sink(replace(event, end_s=perf_counter()))
+                self.sink(event)
 
     def _report(self, watch: _Watch) -> None:
         while watch.ended:
@@ -179,8 +177,14 @@ class Events:
                 self.sink(event)
 
 
-#: A token and the event to report when it is ready.
-_Begun = tuple[Any, Event]
+#: Of a computation, its token and what `Events.emit_when_ready` was told.
+_Begun: TypeAlias = tuple[Any, int, float, str, tuple[Row, ...]]
+
+
+def _ended(begun: _Begun) -> Event:
+    """The event of a computation that has just ended."""
+    _, n_bytes, begin_s, label, reads = begun
+    return Event("compute", "compute", n_bytes, begin_s, perf_counter(), label, None, reads)
 
 
 @final
@@ -214,10 +218,10 @@ class _Watch:
 
     def _wait(self) -> None:
         while (batch := self._begun.get()) is not None:
-            for token, event in batch:
+            for begun in batch:
                 with contextlib.suppress(Exception):  # it failed: whoever reads the results hears of it
-                    token.block_until_ready()
-                self.ended.append(replace(event, end_s=perf_counter()))
-                del token
+                    begun[0].block_until_ready()
+                self.ended.append(_ended(begun))
+                del begun
             self._done += 1
             del batch
