@@ -13,37 +13,23 @@ Not measured: other codecs, several cores.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import zstandard
+from _examples import import_example
 from _measure import OtherLoad, alternate, print_table, spread
 
 import popxl
 
 DISK, NETWORK = 2e9, 0.1e9
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def example(name: str) -> ModuleType:
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def trained_state(steps: int) -> dict[str, bytes]:
     """Weights and optimiser state of the small language model after some steps."""
-    model = example("language_model")
+    model = import_example("language_model")
     config = model.Config(layers=2, width=128)
     program = model.build_training(config, phased=False)
     text = model.read_text(500_000)
@@ -63,7 +49,7 @@ def sentence_weights() -> dict[str, bytes]:
     """Weights of the sentence model."""
     from safetensors import safe_open
 
-    model = example("minilm_streamed")
+    model = import_example("minilm_streamed")
     with safe_open(str(model.model_directory() / "model.safetensors"), "numpy") as file:
         parts = [file.get_tensor(name) for name in file.keys() if "LayerNorm" not in name]  # noqa: SIM118
     return {"MiniLM: weights": b"".join(part.astype(np.float32).tobytes() for part in parts)[: 32 << 20]}

@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import importlib.util
 import pstats
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _examples import import_example
 from _measure import OtherLoad, alternate, median_ratio, print_table, print_verdict, ratio, spread
 
 import popxl
@@ -43,19 +41,7 @@ Round = Callable[[], Array]
 LIMIT = 1.2
 
 
-def import_example() -> ModuleType:
-    """Import `examples/digits.py`, a program and not part of a package, by its path."""
-    path = Path(__file__).parents[1] / "examples" / "digits.py"
-    spec = importlib.util.spec_from_file_location("example_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-example = import_example()
+example = import_example("digits")
 RATE, BETA1, BETA2, EPSILON = example.LEARNING_RATE["adam"], example.BETA1, example.BETA2, example.EPSILON
 
 

@@ -20,7 +20,6 @@ Not measured: GPUs, other file systems.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import statistics
 import sys
@@ -32,23 +31,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from _examples import import_example
 from _measure import OtherLoad, alternate, print_verdict, spread
 from _raw_tier import RawTier
 from _watch import watch
 from resident_memory import run_addition, say
 from streaming import report, side_by_side
-
-
-def example() -> ModuleType:
-    """The example as a module."""
-    path = Path(__file__).resolve().parents[1] / "examples" / "train_larger_than_memory.py"
-    spec = importlib.util.spec_from_file_location("train_larger_than_memory", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def session_of(flagship: ModuleType, config: Any, memory: Any, budget: str | None) -> tuple[Any, Callable[[], float]]:
@@ -146,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.child == "empty":
         run_addition()
         return
-    flagship = example()
+    flagship = import_example("train_larger_than_memory")
     config = flagship.Config(**({"layers": options.layers} if options.layers else {}))
     if options.child:
         train_alone(config, flagship, options)

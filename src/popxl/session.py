@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from popxl.errors import (
-    CoreError,
-    PopxlError,
-    PopxlTypeError,
-    PopxlValueError,
-)
+from popxl.errors import PopxlError, PopxlTypeError, PopxlValueError
 from popxl.host_arrays import (
     HostArray,
     as_items,
@@ -29,10 +24,7 @@ from popxl.host_arrays import (
 )
 from popxl.ir import Ir
 from popxl.observe.observed import Observed
-from popxl.plan import GraphPlan, plan_program
-from popxl.plan.memory import Figures, check_fits, figures, possible_changes
-from popxl.plan.steps import Segment
-from popxl.plan.validate import check_inplacing, check_program
+from popxl.plan import GraphPlan
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, Stream
 from popxl.tensor import Constant, Tensor, Variable
 from popxl.typing_ import HostScalarTensor
@@ -42,7 +34,6 @@ from popxl.utils import to_numpy
 if TYPE_CHECKING:
     from popxl.runtime.events import Sink
     from popxl.runtime.host_io import HostStreams
-    from popxl.runtime.placement import Placement
     from popxl.runtime.streaming import StreamingMemory
 
 Array = Any
@@ -107,6 +98,12 @@ class Session(Observed):
         devices: int | None = None,
         check_ambiguity: bool = False,
     ) -> None:
+        from popxl.observe.progress_bar import ByteProgress
+        from popxl.runtime.compiled import compile_program
+        from popxl.runtime.completion import Completion
+        from popxl.runtime.device_weights import DeviceWeights
+        from popxl.runtime.devices import let_go_of_arguments
+        from popxl.runtime.executor import Executor
         from popxl.runtime.placement import find_placement
         from popxl.runtime.processes import join
         from popxl.runtime.streaming import StreamingMemory
@@ -129,9 +126,13 @@ class Session(Observed):
         self._streaming_memory = StreamingMemory.from_spec(streaming_memory)
         if peers is not None:
             self._streaming_memory.tier.join(peers)
-        _check(ir, check_ambiguity=check_ambiguity)
-        ir.seal()
-        ir.dot_final()
+        budget = parse_bytes(device_memory)
+        compiled = compile_program(ir, placement, self._streaming_memory, budget, check_ambiguity=check_ambiguity)
+        completion = Completion(compiled.limits.slack_bytes, let_go=let_go_of_arguments(placement.device))
+        self._compiled, self._events = compiled, completion.events
+        # The processes of a job share a terminal.
+        self._weights = DeviceWeights(compiled, completion, ByteProgress if ir.job.process_id == 0 else None)
+        self._executor = Executor(compiled.plan, compiled.executables, placement, completion)
         self._variables = ir.main_graph.variables
         self._inputs, self._outputs = ir.get_all_h2d_streams(), ir.get_all_d2h_streams()
         maps = (v.memory_map for v in self._variables)
@@ -139,44 +140,10 @@ class Session(Observed):
         if self._read_only and weights_to_host_on_exit:
             _log.info("A memory map of %r is read-only, so leaving the session does not fetch the variables.", ir)
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
-        self._compile(placement, parse_bytes(device_memory))
         self._entries: list[bool] = []
         #: Variables whose host value is not the device's.
         self._stale: set[Variable] = set()
         self._has_uncommitted = True
-
-    def _compile(self, placement: Placement, budget: int | None) -> None:
-        """Plan the program, compile it, see whether it fits, and make what runs it."""
-        from popxl.observe.compiled import Compiled
-        from popxl.runtime.compiler import compile_plan
-        from popxl.runtime.completion import Completion
-        from popxl.runtime.device_weights import DeviceWeights, remote_buffers
-        from popxl.runtime.devices import let_go_of_arguments
-        from popxl.runtime.executor import Executor
-        from popxl.runtime.memory_limits import MemoryLimits
-
-        ir, tier = self._ir, self._streaming_memory.tier
-        self._plan = plan_program(ir, placement.device_count, has_stages=placement.has_stages)
-        executables = compile_plan(self._plan, placement, ir.cache_directory)
-        self._compiled_count = len(executables)
-
-        def temporary_bytes(segment: Segment) -> int:
-            return executables[segment.key].temporary_bytes
-
-        self._figures = figures(self._plan, ir, temporary_bytes)
-        check_fits(self._figures.device, budget, possible_changes(self._plan, ir, temporary_bytes))
-        limits = MemoryLimits.choose(
-            remote_buffers(ir, self._plan.replicas),
-            self._figures.device.peak_bytes,
-            budget,
-            self._streaming_memory.host_bytes,
-            has_stores=self._figures.store_bytes > 0,
-        )
-        completion = Completion(limits.slack_bytes, let_go=let_go_of_arguments(placement.device))
-        self._events = completion.events
-        self._weights = DeviceWeights(ir, self._plan.replicas, placement, tier, completion, limits)
-        self._executor = Executor(self._plan, executables, placement, completion)
-        self._compiled = Compiled(ir, self._plan, executables, placement, limits, tier, self._figures)
 
     # Properties
 
@@ -203,29 +170,12 @@ class Session(Observed):
     @property
     def plan(self) -> GraphPlan:
         """The plan of the main graph, which holds the plans of the graphs that it calls."""
-        return self._plan
-
-    @property
-    def figures(self) -> Figures:
-        """What the program needs, known before it runs: memory of the device, of Streaming Memory, bytes moved.
-
-        Example:
-            >>> import popxl
-            >>> from popxl import ops
-            >>> ir = popxl.Ir()
-            >>> with ir.main_graph, popxl.in_sequence():
-            ...     buffer = popxl.remote_buffer((4,), popxl.float32, entries=8)
-            ...     ops.remote_store(buffer, 0, ops.remote_load(buffer, 1) + 1.0)
-            >>> figures = popxl.Session(ir).figures
-            >>> figures.streaming_bytes, figures.load_bytes, figures.store_bytes
-            (128, 16, 16)
-        """
-        return self._figures
+        return self._compiled.plan
 
     @property
     def executable_count(self) -> int:
         """Number of functions that XLA compiled for this session; equal ones count once."""
-        return self._compiled_count
+        return len(self._compiled.executables)
 
     # Context
 
@@ -268,11 +218,8 @@ class Session(Observed):
         try:
             self._end_recording()
         finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._entries.clear()
-        self._weights.detach()
+            self._entries.clear()
+            self._weights.detach()
 
     def _check_attached(self) -> None:
         if not self.is_attached:
@@ -550,11 +497,3 @@ class Session(Observed):
     def __repr__(self) -> str:
         state = "attached" if self.is_attached else "detached"
         return f"Session[{self._ir!r} {state} {self._streaming_memory!r}]"
-
-
-def _check(ir: Ir, *, check_ambiguity: bool) -> None:
-    if not ir.main_graph.ops:
-        raise CoreError(f"{ir!r} has no graphs with ops to run.", hint="add ops inside `with ir.main_graph:`")
-    check_program(ir)
-    if check_ambiguity:
-        check_inplacing(ir)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -422,3 +424,24 @@ def test_several_variables_are_written_together(counted: Counted) -> None:
         session.run()
         values = session.get_tensors_data([counted.v, counted.w, counted.row])
     assert [v.tolist() for v in values.values()] == [[1, 1], [11, 11], 5]
+
+
+@pytest.mark.parametrize("memory", ["ram", "file:{}"])
+def test_a_lazy_value_is_gone_before_the_next_one_is_made(memory: str, tmp_path: Path) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def make() -> np.ndarray:
+        alive.append(sum(value() is not None for value in made))
+        value = np.zeros(1024, np.float32)
+        made.append(weakref.ref(value))
+        return value
+
+    ir = popxl.Ir()
+    with ir.main_graph:
+        buffer = popxl.remote_buffer((1024,), popxl.float32, 3)
+        for entry in range(3):
+            popxl.remote_variable(make, buffer, entry)
+        ops.remote_load(buffer, 0)
+    with popxl.Session(ir, streaming_memory=memory.format(tmp_path / "rows")):
+        assert alive == [0, 0, 0]

@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _FENCE = re.compile(
     r"^(?:<!-- (?P<mark>prints|file: \S+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+#: Pages that are written from the code.
+_WRITTEN = {Path("reference", name) for name in ("supported-ops.md", "functions.md", "command-line.md")}
 _PROMISE = re.compile(r"^ *print\(.*\) *# (.*)$", re.MULTILINE)
 
 
@@ -36,10 +38,10 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """The README and the pages of the documentation, but those that are written from the code."""
-    written = ("supported-ops.md", "functions.md", "command-line.md")
-    found = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in written]
-    return [ROOT / "README.md", *(page for page in found if "_build" not in page.parts)]
+    """The README and the pages of the documentation, but those that are written from the code, and what is built."""
+    docs = ROOT / "docs"
+    found = {page.relative_to(docs) for page in docs.rglob("*.md")} - _WRITTEN
+    return [ROOT / "README.md", *(docs / page for page in sorted(found) if page.parts[0] != "_build")]
 
 
 def blocks(page: Path) -> list[Block]:

@@ -16,12 +16,12 @@ from popxl.plan.lookahead import ComingBranch, ComingStore, lookahead
 from popxl.plan.simulation import simulate
 from popxl.plan.slots import written_slots
 from popxl.plan.steps import GraphPlan, HostLoad, HostStore
+from popxl.runtime.compiled import Compiled
 from popxl.runtime.compiler import plan_segments
 from popxl.runtime.device_weights import remote_buffers, resident_buffers
 from popxl.runtime.streaming.file import FileTier
 from popxl.runtime.streaming.tier import BufferSpec
 
-from .compiled import Compiled
 from .disk_probe import DiskCosts, DiskUse, probe_disk, with_contention
 from .probe import Arguments, median_s, on_device, probe_host, probe_segments, run_counts, run_once
 

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from popxl.plan.memory import Figures
-
 if TYPE_CHECKING:
-    from popxl.observe.compiled import Compiled
     from popxl.observe.recording import Recording
     from popxl.observe.report import Report
     from popxl.plan.costs import Prediction
+    from popxl.plan.memory import Figures
+    from popxl.runtime.compiled import Compiled
     from popxl.runtime.events import Sink
 
 
@@ -24,11 +23,6 @@ class Observed(ABC):
     _prediction: Prediction | None = None
     _compiled: Compiled
 
-    @property
-    @abstractmethod
-    def figures(self) -> Figures:
-        """What the program needs."""
-
     @abstractmethod
     def _observe(self, sink: Sink | None) -> None:
         """Wait for what is under way; hand each later event to `sink`, in the thread of the run."""
@@ -36,6 +30,23 @@ class Observed(ABC):
     @abstractmethod
     def _preparation(self) -> Callable[[], object]:
         """Return what checks and prepares the arrays of a run, given some that are zeros."""
+
+    @property
+    def figures(self) -> Figures:
+        """What the program needs, known before it runs: memory of the device, of Streaming Memory, bytes moved.
+
+        Example:
+            >>> import popxl
+            >>> from popxl import ops
+            >>> ir = popxl.Ir()
+            >>> with ir.main_graph, popxl.in_sequence():
+            ...     buffer = popxl.remote_buffer((4,), popxl.float32, entries=8)
+            ...     ops.remote_store(buffer, 0, ops.remote_load(buffer, 1) + 1.0)
+            >>> figures = popxl.Session(ir).figures
+            >>> figures.streaming_bytes, figures.load_bytes, figures.store_bytes
+            (128, 16, 16)
+        """
+        return self._compiled.figures
 
     def trace(self, path: str | Path | None = None) -> Recording:
         """Record what happens from now on.

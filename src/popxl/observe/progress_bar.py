@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, final
 
+from popxl.units import format_bytes
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
     from popxl.runtime.streaming import StreamingMemory
 
 
 _REDRAW_S = 0.1
+#: What is done sooner shows nothing of bytes.
+_PATIENCE_S = 2.0
 
 
 class Moves(Protocol):
@@ -119,6 +126,69 @@ def progress(
     from rich.console import Console
 
     return Progress(total, session, done, description, console or Console(stderr=True))
+
+
+@final
+class ByteProgress:
+    """A line on the terminal: bytes that have been moved, bytes a second, time left.
+
+    It comes after two seconds and goes at the end. Where standard error is no terminal nothing is shown; ``NO_COLOR``
+    is obeyed. A context manager, which gives what to call with the bytes of each part that is done.
+
+    Args:
+        total_bytes: How many there are.
+        description: What is going on.
+        console: Where to show it instead.
+
+    Example:
+        >>> with ByteProgress(3000, "copying") as add:
+        ...     for _ in range(3):
+        ...         add(1000)
+    """
+
+    def __init__(self, total_bytes: int, description: str = "uploading", console: Console | None = None) -> None:
+        self._total_bytes, self._description, self._console = total_bytes, description, console
+        self._done_bytes = 0
+        self._begin_s = perf_counter()
+        self._due_s = self._begin_s + _PATIENCE_S
+        self._bar: RichProgress | None = None
+
+    def _add(self, n_bytes: int) -> None:
+        self._done_bytes += n_bytes
+        now_s = perf_counter()
+        if now_s < self._due_s or not self._done_bytes:
+            return
+        self._due_s = now_s + _REDRAW_S
+        if self._bar is None:
+            self._bar = self._begin()
+        rate = self._done_bytes / (now_s - self._begin_s)
+        left = timedelta(seconds=round((self._total_bytes - self._done_bytes) / rate))
+        done, total, speed = (format_bytes(round(n)) for n in (self._done_bytes, self._total_bytes, rate))
+        facts = f"{done} of {total}  {speed}/s  {left} left"
+        self._bar.update(self._bar.task_ids[0], completed=self._done_bytes, facts=facts, refresh=True)
+
+    def _begin(self) -> RichProgress:
+        # Every session imports this module, and few uploads last.
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        console = self._console or Console(stderr=True)
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}")
+        off = not console.is_terminal
+        bar = RichProgress(*columns, console=console, disable=off, auto_refresh=False, transient=True)
+        bar.add_task(self._description, total=self._total_bytes, facts="")
+        bar.start()
+        return bar
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._add
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def _short(value: object) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,18 +18,21 @@ from popxl.ops._jax import jax
 from popxl.plan.replicas import Replicas
 from popxl.plan.shards import resident_shards
 from popxl.runtime.completion import Completion
-from popxl.runtime.memory_limits import MemoryLimits
 from popxl.runtime.overlap import OverlappedTransfers
-from popxl.runtime.placement import Placement
 from popxl.runtime.replica_rows import find_layout
 from popxl.runtime.streaming.alloc import aligned_copy
 from popxl.runtime.streaming.blocks import BlockPool
 from popxl.runtime.streaming.page_lock import find_page_lock
-from popxl.runtime.streaming.tier import BufferSpec, Tier
+from popxl.runtime.streaming.tier import BufferSpec
 from popxl.runtime.transfers import DirectTransfers, Transfers
 from popxl.tensor import Tensor, Variable
 
+if TYPE_CHECKING:
+    from popxl.runtime.compiled import Compiled
+
 Array = Any
+#: Given the bytes of an upload, returns what lasts as long as it does, and is told the bytes of each part.
+OnUpload = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +51,19 @@ class DeviceWeights:
     """Variables of one session (spec ``session.md`` §2.3, ``remote-memory.md`` §1), while it is attached.
 
     Args:
-        ir: The program.
-        replicas: What differs between its replicas.
-        placement: The devices.
-        tier: Streaming Memory.
+        program: The program.
         completion: The computations of the devices.
-        limits: How much memory transfers may take.
+        on_upload: Shows how far an upload has come; None for nothing.
     """
 
-    def __init__(
-        self,
-        ir: Ir,
-        replicas: Replicas,
-        placement: Placement,
-        tier: Tier,
-        completion: Completion,
-        limits: MemoryLimits,
-    ) -> None:
+    def __init__(self, program: Compiled, completion: Completion, on_upload: OnUpload | None = None) -> None:
+        ir, replicas, tier = program.ir, program.plan.replicas, program.tier
         self._replicas = replicas
-        self._placement = placement
+        self._placement = program.placement
         self._tier = tier
         self._completion = completion
-        self._limits = limits
+        self._on_upload = on_upload or _unseen
+        self._limits = program.limits
         self._buffers = remote_buffers(ir, replicas)
         variables = ir.main_graph.variables
         self._remote = [v for v in variables if v.location_info.isRemote()]
@@ -179,19 +175,25 @@ class DeviceWeights:
 
     def upload(self, variables: Iterable[Variable]) -> None:
         """Copy host values to the device, and remote ones to their rows."""
-        variables = list(variables)
-        with jax.default_device(self._placement.device), jax.enable_x64(True):
-            for v in variables:
-                value = v.host_value.view(v.dtype.storage)
-                if self._varies(v):
-                    value = self._layouts[v].rows(value, self._placement.local_replicas)
-                if v.location_info.isRemote():
-                    row = self._placement.new_row(value, self._varies(v))
-                    self.transfers.store(*v.location_info.getRemoteBufferInfo(), row)
-                else:
-                    self.values[v] = self._put_copy(v, value)
-            self._load_shards(variables)
+        sizes = {v: math.prod(v.shape_on_host) * v.dtype.nbytes for v in variables}
+        show = self._on_upload(sum(sizes.values()))
+        with show as add_bytes, jax.default_device(self._placement.device), jax.enable_x64(True):
+            for v, n_bytes in sizes.items():
+                self._upload_one(v)
+                add_bytes(n_bytes)
+            self._load_shards(sizes)
             self.transfers.drain()
+
+    def _upload_one(self, v: Variable) -> None:
+        # A function of its own: what a lazy variable has made is gone before the next one makes something.
+        value = v.host_value.view(v.dtype.storage)
+        if self._varies(v):
+            value = self._layouts[v].rows(value, self._placement.local_replicas)
+        if v.location_info.isRemote():
+            row = self._placement.new_row(value, self._varies(v))
+            self.transfers.store(*v.location_info.getRemoteBufferInfo(), row)
+        else:
+            self.values[v] = self._put_copy(v, value)
 
     def download(self, variables: Iterable[Variable], *, is_committed: bool) -> None:
         """Make the host's values those of the device and of Streaming Memory.
@@ -286,6 +288,10 @@ class DeviceWeights:
         v.host_value[...] = value
         if v.memory_map is not None:
             v.memory_map.flush()
+
+
+def _unseen(_total_bytes: int) -> AbstractContextManager[Callable[[int], object]]:
+    return nullcontext(lambda _: None)
 
 
 def remote_buffers(ir: Ir, replicas: Replicas) -> list[BufferSpec]:
