@@ -132,7 +132,7 @@ def tier_bytes(program: Compiled) -> dict[str, int]:
     if not program.tier.capabilities.asynchronous:
         return {**sizes, "ram": sum(len(_taken(spec, stored)) * spec.entry_bytes for spec in buffers)}
     rows = any(spec.entries for spec in buffers)
-    sizes["host"] = limits.pool_bytes + limits.cache_bytes + limits.write_bytes if rows else 0
+    sizes["host"] = limits.pool_bytes + limits.cache_bytes + limits.write_bytes + limits.copy_bytes if rows else 0
     total = 0
     for spec in buffers:
         written = _written(spec, stored)

@@ -32,7 +32,7 @@ from popxl.tensor import Tensor
 
 Array = Any
 #: A segment is run until its runs have taken so long together, but so often at least, and at most.
-_LONG_S, _LEAST, _MOST = 0.05, 3, 200
+_LONG_S, _LEAST, _MOST = 0.2, 5, 200
 #: Of what is longer than this two runs are enough.
 _VERY_LONG_S = 1.0
 #: Segments shorter than this are also run several at a time: whoever waits for one of them is told of its end too late.

@@ -81,5 +81,6 @@ def compile_program(
         device_bytes,
         memory.host_bytes,
         has_stores=needed.store_bytes > 0,
+        copy_bytes=memory.tier.copy_bytes,
     )
     return Compiled(ir, plan, executables, placement, limits, memory.tier, needed)

@@ -22,12 +22,14 @@ class MemoryLimits:
         cache_bytes: Rows that are kept although the program is done with them.
         write_bytes: Values that wait to be written.
         slack_bytes: What computations under way may take beyond the plan's peak; None for no limit.
+        copy_bytes: What the tier copies rows to which it cannot store from where they lie.
     """
 
     pool_bytes: int
     cache_bytes: int
     write_bytes: int
     slack_bytes: int | None
+    copy_bytes: int = 0
 
     @classmethod
     def choose(
@@ -38,6 +40,7 @@ class MemoryLimits:
         host_bytes: int | None,
         *,
         has_stores: bool = True,
+        copy_bytes: int = 0,
     ) -> MemoryLimits:
         """Divide what there is.
 
@@ -47,6 +50,7 @@ class MemoryLimits:
             device_bytes: The user's limit for the device, at least the peak; None for none.
             host_bytes: The user's limit for host memory of Streaming Memory; None for none.
             has_stores: Whether a run stores anything; between runs nothing else needs the device's memory.
+            copy_bytes: What the tier may take for copies of rows that are stored.
 
         Raises:
             OutOfMemoryError: No row fits.
@@ -65,6 +69,10 @@ class MemoryLimits:
         # Values that wait to be written are memory of the device which the plan has let go of.
         write_bytes = usual if device_bytes is None else min(usual, slack // 2)
         slack_bytes = slack if device_bytes is None or not has_stores else slack - write_bytes
-        pool_bytes = usual if host_bytes is None else min(usual, host_bytes)
-        cache_bytes = 0 if host_bytes is None else host_bytes - pool_bytes
-        return cls(pool_bytes, cache_bytes, write_bytes, slack_bytes)
+        copy_bytes = copy_bytes if has_stores else 0
+        if host_bytes is None:
+            return cls(usual, 0, write_bytes, slack_bytes, copy_bytes)
+        # The tier's copies come out of the user's budget, unless that is too small for rows on their way besides.
+        room = max(host_bytes - copy_bytes, min(host_bytes, _TIMES * largest))
+        pool_bytes = min(usual, room)
+        return cls(pool_bytes, room - pool_bytes, write_bytes, slack_bytes, copy_bytes)

@@ -23,7 +23,7 @@ from .committed_row import CommittedRow
 from .common_commit import commit_together, directory_name, own_directory, put_in_place_together, settle
 from .directory import UndecidedCommitError, check_size, io_error, prepare, publish, put_back, sync
 from .disk import DiskQueue
-from .disk_settings import chosen
+from .disk_settings import cached, chosen
 from .layout import Generation, encode_generation, slot_offset
 from .pieces import Request, Slab, SlabTruncatedError, Staging
 from .room import FULL, shortage, warn_unless_room
@@ -99,6 +99,12 @@ class FileTier(Tier):
     def direct_io(self) -> bool:
         """Whether rows move past the page cache; False while the tier is not open, or has no buffers."""
         return any(buffer.slab.alignment_bytes > 1 for buffer in self._buffers.values())
+
+    @property
+    def copy_bytes(self) -> int:
+        """See `Tier.copy_bytes`: direct I/O wants whole pages, and results of computations lie anywhere."""
+        settings = cached(self.directory)
+        return settings.threads * settings.piece_bytes
 
     # Opening and closing
 

@@ -10,7 +10,7 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
 
 import numpy as np
@@ -59,6 +59,10 @@ class BufferSpec:
         names: Of the variables that live in it, ``(entry, name)`` each. A buffer with names is *persistent*: its rows
             are what a commit publishes. One without is scratch.
 
+    Attributes:
+        entry_bytes: Bytes of one entry, without padding.
+        padded_bytes: Bytes of one entry, padded to whole pages.
+
     Raises:
         TypeError: A number that is not an integer.
         PopxlValueError: A negative number, or a dtype that is not a plain native number.
@@ -73,6 +77,8 @@ class BufferSpec:
     dtype: np.dtype[Any]
     entries: int
     names: tuple[tuple[int, str], ...] = ()
+    entry_bytes: int = field(init=False, repr=False, compare=False)
+    padded_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype)
@@ -90,16 +96,9 @@ class BufferSpec:
             )
         for name, value in (("buffer_id", buffer_id), ("shape", shape), ("dtype", dtype), ("entries", entries)):
             object.__setattr__(self, name, value)
-
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes of one entry, without padding."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def padded_bytes(self) -> int:
-        """Bytes of one entry, padded to whole pages."""
-        return -(-self.entry_bytes // PAGE_BYTES) * PAGE_BYTES
+        entry_bytes = math.prod(shape) * dtype.itemsize
+        object.__setattr__(self, "entry_bytes", entry_bytes)
+        object.__setattr__(self, "padded_bytes", -(-entry_bytes // PAGE_BYTES) * PAGE_BYTES)
 
     @property
     def is_persistent(self) -> bool:
@@ -174,10 +173,14 @@ class Tier(ABC):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities()
-
     def __init__(self) -> None:
         self.counters = TierCounters()
         self._specs: dict[int, BufferSpec] | None = None
+
+    @property
+    def copy_bytes(self) -> int:
+        """What the tier takes at most for copies of rows that it cannot store from where they lie, in bytes."""
+        return 0
 
     @abstractmethod
     def _attach(self, buffers: tuple[BufferSpec, ...]) -> None:
