@@ -173,6 +173,7 @@ class Tier(ABC):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities()
+
     def __init__(self) -> None:
         self.counters = TierCounters()
         self._specs: dict[int, BufferSpec] | None = None
