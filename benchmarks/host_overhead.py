@@ -85,8 +85,8 @@ def opened(sessions: ExitStack, loop: Loop, spec: str) -> popxl.Session:
     """Enter a session whose rows that are loaded hold ones."""
     row_bytes = 4096  # rows take whole pages
     rows = loop.count * (loop.loads + loop.stores)
-    # The usual pool, and a cache for every row of the program besides.
-    options = {} if spec == "ram" else {"host_memory": (64 << 20) + rows * row_bytes}
+    # The usual pool, copies of stored rows, and a cache for every row of the program besides.
+    options = {} if spec == "ram" else {"host_memory": (80 << 20) + rows * row_bytes}
     memory = popxl.StreamingMemory(spec, **options)
     session = popxl.Session(loop.ir, weights_to_host_on_exit=False, streaming_memory=memory)
     sessions.enter_context(session)

@@ -261,11 +261,24 @@ def most_device_bytes(config: Config, directory: Path, peak_bytes: int) -> int:
     with session:
         executor, transfers = session._executor, session._weights.transfers
         completion, pool = executor._completion, transfers._pool  # type: ignore[attr-defined]
-        admit, host_load = completion.admit, executor._host_load
+        admit, lend, host_load = completion.admit, pool.lend, executor._host_load
+        is_lending = False
 
         def sampled(new_bytes: int) -> None:
-            nonlocal most
             admit(new_bytes)
+            if not is_lending:
+                look(new_bytes)
+
+        def lent(block: object, spec: object) -> np.ndarray:
+            nonlocal is_lending
+            is_lending = True
+            row = lend(block, spec)
+            is_lending = False
+            look(0)
+            return row
+
+        def look(new_bytes: int) -> None:
+            nonlocal most
             transfers.drain()  # what waits to be written is the host's
             pool._reclaim()
             loaded = sum(item.nbytes for item in (ref() for ref in items) if item is not None)
@@ -276,6 +289,7 @@ def most_device_bytes(config: Config, directory: Path, peak_bytes: int) -> int:
             items.append(weakref.ref(frame[step.output]))
 
         completion.admit = sampled  # type: ignore[method-assign]
+        pool.lend = lent
         executor._actions[HostLoad] = host_loaded
         session.run(feeds)
         session.wait()

@@ -252,7 +252,9 @@ def main(directory: Path) -> int:
     found = results(run_replicas)
     if Job.from_environment().process_id == 0:
         np.savez(directory / "results.npz", **found)
-    print(f"{count} examples", flush=True)
+    # In one write: the processes share a log, and `print` writes the end of the line by itself.
+    sys.stdout.write(f"{count} examples\n")
+    sys.stdout.flush()
     return 0
 
 

@@ -66,6 +66,11 @@ class Footprint:
     where: str
     is_bound: bool
 
+    @property
+    def fixed_bytes(self) -> int:
+        """Of variables and constants that lie on the device during the whole run."""
+        return sum(value.bytes for value in self.live if value.is_fixed)
+
 
 def row_bytes(step: RemoteLoad | RemoteStore, replicas: Replicas) -> int:
     """Bytes that a step moves: a row of its buffer, of each replica here if they have rows of their own."""

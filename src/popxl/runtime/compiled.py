@@ -82,5 +82,6 @@ def compile_program(
         memory.host_bytes,
         has_stores=needed.store_bytes > 0,
         copy_bytes=memory.tier.copy_bytes,
+        fixed_bytes=needed.device.fixed_bytes,
     )
     return Compiled(ir, plan, executables, placement, limits, memory.tier, needed)

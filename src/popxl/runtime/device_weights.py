@@ -84,7 +84,7 @@ class DeviceWeights:
         if self._tier.capabilities.asynchronous:
             device = self._placement.device
             lock = find_page_lock(device.platform, device.local_hardware_id or 0)
-            pool = BlockPool(self._limits.pool_bytes, self._completion, lock)
+            pool = BlockPool(self._limits.pool_bytes, self._completion, lock, lent_limit_bytes=self._limits.lent_bytes)
             self.transfers = OverlappedTransfers(
                 self._tier,
                 specs,

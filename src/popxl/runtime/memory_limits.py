@@ -23,6 +23,7 @@ class MemoryLimits:
         write_bytes: Values that wait to be written.
         slack_bytes: What computations under way may take beyond the plan's peak; None for no limit.
         copy_bytes: What the tier copies rows to which it cannot store from where they lie.
+        lent_bytes: Rows that the program has, kept ones included; None for no limit.
     """
 
     pool_bytes: int
@@ -30,6 +31,7 @@ class MemoryLimits:
     write_bytes: int
     slack_bytes: int | None
     copy_bytes: int = 0
+    lent_bytes: int | None = None
 
     @classmethod
     def choose(
@@ -41,6 +43,7 @@ class MemoryLimits:
         *,
         has_stores: bool = True,
         copy_bytes: int = 0,
+        fixed_bytes: int = 0,
     ) -> MemoryLimits:
         """Divide what there is.
 
@@ -51,6 +54,7 @@ class MemoryLimits:
             host_bytes: The user's limit for host memory of Streaming Memory; None for none.
             has_stores: Whether a run stores anything; between runs nothing else needs the device's memory.
             copy_bytes: What the tier may take for copies of rows that are stored.
+            fixed_bytes: Device memory of what lies there all the time.
 
         Raises:
             OutOfMemoryError: No row fits.
@@ -70,9 +74,12 @@ class MemoryLimits:
         write_bytes = usual if device_bytes is None else min(usual, slack // 2)
         slack_bytes = slack if device_bytes is None or not has_stores else slack - write_bytes
         copy_bytes = copy_bytes if has_stores else 0
+        rows_bytes = None if device_bytes is None else device_bytes - fixed_bytes
         if host_bytes is None:
-            return cls(usual, 0, write_bytes, slack_bytes, copy_bytes)
+            return cls(usual, 0, write_bytes, slack_bytes, copy_bytes, rows_bytes)
         # The tier's copies come out of the user's budget, unless that is too small for rows on their way besides.
         room = max(host_bytes - copy_bytes, min(host_bytes, _TIMES * largest))
         pool_bytes = min(usual, room)
-        return cls(pool_bytes, room - pool_bytes, write_bytes, slack_bytes, copy_bytes)
+        cache_bytes = room - pool_bytes
+        lent_bytes = None if rows_bytes is None else rows_bytes + cache_bytes
+        return cls(pool_bytes, cache_bytes, write_bytes, slack_bytes, copy_bytes, lent_bytes)

@@ -6,6 +6,7 @@ import bisect
 import mmap
 import weakref
 from collections import deque
+from time import perf_counter, sleep
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -15,6 +16,8 @@ from .page_lock import PageLock
 from .tier import PAGE_BYTES, BufferSpec
 
 _HUGE_PAGE_BYTES = 2 << 20
+#: How long to wait for rows that a computation which has ended is about to let go of, and how often to look.
+_LETS_GO_WITHIN_S, _LOOK_EVERY_S = 5e-3, 1e-4
 
 
 class Clock(Protocol):
@@ -141,25 +144,26 @@ class BlockPool:
         limit_bytes: How much memory the pool may have besides what is lent.
         clock: The computations that may read lent memory.
         lock: Locks the memory for the copy engines of a GPU, where there is one.
+        lent_limit_bytes: What the program may have of rows, without padding; None for no limit.
     """
 
-    def __init__(self, limit_bytes: int, clock: Clock, lock: PageLock | None = None) -> None:
+    def __init__(
+        self, limit_bytes: int, clock: Clock, lock: PageLock | None = None, *, lent_limit_bytes: int | None = None
+    ) -> None:
         self.limit_bytes = limit_bytes
+        self._lent_limit_bytes = lent_limit_bytes
+        #: Bytes of the rows that the program has, without padding.
+        self.lent_bytes = 0
         self._clock = clock
         self._lock = lock
         #: Bytes of all blocks that are neither free nor lent.
         self.held_bytes = 0
         self._regions: list[Region] = []
         #: By the identity of the reference: its hash would be that of an array, which has none.
-        self._lent: dict[int, tuple[weakref.ref[Any], Block]] = {}
+        self._lent: dict[int, tuple[weakref.ref[Any], Block, int]] = {}
         #: Rows that are gone, noticed by whichever thread dropped the last reference.
         self._gone: deque[weakref.ref[Any]] = deque()
         self._cooling: deque[tuple[int, Block]] = deque()
-
-    @property
-    def lent_bytes(self) -> int:
-        """Bytes that the program has."""
-        return sum(block.nbytes for _, block in self._lent.values())
 
     def take(self, nbytes: int) -> Block | None:
         """A block of at least `nbytes`, or None if the limit leaves no room for one just now."""
@@ -184,12 +188,27 @@ class BlockPool:
     def lend(self, block: Block, spec: BufferSpec) -> npt.NDArray[Any]:
         """Hand the row in a block to the program; the block comes back by itself."""
         self._clock.admit(block.nbytes)
+        self._await_room(spec.entry_bytes)
         self._clock.add_row(block.nbytes)
         row = block.array(spec)
         reference = weakref.ref(row, self._gone.append)
-        self._lent[id(reference)] = (reference, block)
+        self._lent[id(reference)] = (reference, block, spec.entry_bytes)
+        self.lent_bytes += spec.entry_bytes
         self.held_bytes -= block.nbytes
         return row
+
+    def _await_room(self, nbytes: int) -> None:
+        """Wait until the program has room for a row: JAX lets go of arguments some time after results are ready."""
+        limit_bytes, end_s = self._lent_limit_bytes, 0.0
+        while limit_bytes is not None and self.lent_bytes + nbytes > limit_bytes:
+            self._clock.let_go()
+            self._reclaim()
+            end_s = end_s or perf_counter() + _LETS_GO_WITHIN_S
+            if perf_counter() > end_s:
+                # Something else keeps rows that the plan does not count, such as one that is used again soon.
+                self._lent_limit_bytes = self.lent_bytes + nbytes
+                break
+            sleep(_LOOK_EVERY_S)
 
     def _cut(self, size: int) -> Block:
         self.held_bytes += size
@@ -215,7 +234,8 @@ class BlockPool:
 
     def _reclaim(self) -> None:
         while self._gone:
-            _, block = self._lent.pop(id(self._gone.popleft()))
+            _, block, entry_bytes = self._lent.pop(id(self._gone.popleft()))
+            self.lent_bytes -= entry_bytes
             self.held_bytes += block.nbytes
             # Every computation that reads the row has been dispatched by now.
             self._cooling.append((self._clock.dispatched, block))
