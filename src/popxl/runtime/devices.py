@@ -47,8 +47,8 @@ def has_own_memory(device: Any) -> bool:
 def let_go_of_arguments(device: Any) -> Callable[[], object]:
     """Return what makes JAX drop its references to the arguments of computations that have finished.
 
-    It does so whenever it is called. What returns sooner (`__dlpack__`, say, in a tenth of the time) comes too soon: a
-    computation lets go of its arguments some microseconds after its results are ready.
+    It does so whenever it is called; this is the least that one can call it for. A computation lets go of its arguments
+    some time after its results are ready, so this may come too soon: whoever counts on it looks again (`BlockPool`).
     """
     nothing = np.zeros(())
     return lambda: jax.device_put(nothing, device)

@@ -199,15 +199,19 @@ class BlockPool:
 
     def _await_room(self, nbytes: int) -> None:
         """Wait until the program has room for a row: JAX lets go of arguments some time after results are ready."""
-        limit_bytes, end_s = self._lent_limit_bytes, 0.0
-        while limit_bytes is not None and self.lent_bytes + nbytes > limit_bytes:
+        limit_bytes = self._lent_limit_bytes
+        if limit_bytes is None or self.lent_bytes + nbytes <= limit_bytes:
+            return
+        end_s = perf_counter() + _LETS_GO_WITHIN_S
+        while True:
             self._clock.let_go()
             self._reclaim()
-            end_s = end_s or perf_counter() + _LETS_GO_WITHIN_S
+            if self.lent_bytes + nbytes <= limit_bytes:
+                return
             if perf_counter() > end_s:
                 # Something else keeps rows that the plan does not count, such as one that is used again soon.
                 self._lent_limit_bytes = self.lent_bytes + nbytes
-                break
+                return
             sleep(_LOOK_EVERY_S)
 
     def _cut(self, size: int) -> Block:

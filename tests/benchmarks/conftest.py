@@ -1,8 +1,0 @@
-"""The benchmarks are scripts: they import each other from their own folder, so it goes on the path."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
