@@ -135,17 +135,17 @@ def resident(options: argparse.Namespace, planned_bytes: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    flagship = import_example("train_larger_than_memory")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=0, help="instead of the example's")
     parser.add_argument("--micro-batches", type=int, default=0, help="instead of the example's")
-    parser.add_argument("--device", default="56MiB", metavar="SIZE")
-    parser.add_argument("--host", default="64MiB", metavar="SIZE")
+    parser.add_argument("--device", default=flagship.DEVICE_MEMORY, metavar="SIZE")
+    parser.add_argument("--host", default=flagship.HOST_MEMORY, metavar="SIZE")
     parser.add_argument("--steps", type=int, default=3, help="of a process whose memory is watched")
     parser.add_argument("--directory", type=Path, default=Path.cwd())
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    flagship = import_example("train_larger_than_memory")
     given = {"layers": options.layers, "micro_batches": options.micro_batches}
     config = flagship.Config(**{name: size for name, size in given.items() if size})
     if options.child == "empty":

@@ -47,6 +47,8 @@ BETA1, BETA2, EPSILON = 0.9, 0.95, 1e-8
 MASKED = -1e9
 #: What training keeps of each weight; moments start as zeros.
 KINDS = ("weight", "first", "second")
+#: For what is computed with, and for rows on their way.
+DEVICE_MEMORY, HOST_MEMORY = "48MiB", "64MiB"
 #: Steps at the end of which every row is recorded.
 TRACED = 2
 
@@ -55,14 +57,14 @@ TRACED = 2
 class Config:
     """Sizes: layers, features, heads, symbols in a sequence, sequences in a micro-batch, micro-batches in a step."""
 
-    layers: int = 128
+    layers: int = 112
     width: int = 256
     heads: int = 4
     length: int = 128
-    batch: int = 2
-    micro_batches: int = 2
+    batch: int = 4
+    micro_batches: int = 4
     learning_rate: float = 1e-3
-    warm_up: int = 20
+    warm_up: int = 10
 
     @property
     def outer(self) -> dict[str, tuple[int, ...]]:
@@ -160,16 +162,13 @@ def adam(steps: popxl.Tensor, rate: popxl.Tensor, weights: Tensors, firsts: Tens
     return [t for values in updated for t in values]
 
 
-def total(grads: Sequence[Tensors]) -> list[popxl.Tensor]:
-    """Add up the gradients of the micro-batches."""
-    first, *others = map(list, grads)
-    for other in others:
-        first = [a + b for a, b in zip(first, other, strict=True)]
-    return first
+def plus(sums: Tensors, others: Tensors) -> list[popxl.Tensor]:
+    """Add up gradients, each with its own; the first of them have no sums yet."""
+    return [a + b for a, b in zip(sums, others, strict=True)] if sums else list(others)
 
 
 class Layer:
-    """What is computed for one layer, as two graphs: the same wherever its state is, so the same bits."""
+    """What is computed for one layer, as three graphs: the same wherever its state is, so the same bits."""
 
     def __init__(self, config: Config, steps: popxl.Tensor, rate: popxl.Tensor) -> None:
         ir = popxl.gcg().ir
@@ -182,25 +181,24 @@ class Layer:
             return [ops.call(one, x, weights)[0] for x in xs]
 
         def backward(
-            steps: popxl.Tensor,
-            rate: popxl.Tensor,
-            xs: list[popxl.Tensor],
-            dxs: list[popxl.Tensor],
-            weights: list[popxl.Tensor],
-            firsts: list[popxl.Tensor],
-            seconds: list[popxl.Tensor],
+            xs: list[popxl.Tensor], dxs: list[popxl.Tensor], weights: list[popxl.Tensor]
         ) -> list[popxl.Tensor]:
-            results: list[list[popxl.Tensor]] = []
+            lower: list[popxl.Tensor] = []
+            sums: list[popxl.Tensor] = []
             for x, dx in zip(xs, dxs, strict=True):
                 call = ops.call_with_info(one, x, weights)
-                results.append(list(ops.call(gradients.graph, dx, inputs_dict=gradients.inputs_dict(call))))
-            grads = total([result[1:] for result in results])
-            return [result[0] for result in results] + adam(steps, rate, weights, firsts, seconds, grads)
+                dx, *grads = ops.call(gradients.graph, dx, inputs_dict=gradients.inputs_dict(call))
+                lower.append(dx)
+                # At once, so that the gradients of two micro-batches are there at a time, and no more.
+                sums = plus(sums, grads)
+            return lower + sums
 
         #: Activations and weights to activations.
         self.forward = ir.create_graph(forward, xs, weights)
-        #: Activations, their gradients and the state to gradients one layer lower, and the new state.
-        self.backward = ir.create_graph(backward, steps, rate, xs, xs, weights, weights, weights)
+        #: Activations, their gradients and weights to gradients: of activations one layer lower, and of the weights.
+        self.backward = ir.create_graph(backward, xs, xs, weights)
+        #: Weights, both moments and the gradients of the weights to new weights and moments.
+        self.update = ir.create_graph(adam, steps, rate, weights, weights, weights, weights)
 
 
 # ---------------------------------------------------------------- where the state is
@@ -263,12 +261,16 @@ class Streamed:
         ) -> list[popxl.Tensor]:
             i = after - 1
             xs = [ops.remote_load(self.inputs, i * self.micro_batches + m) for m in range(self.micro_batches)]
-            state = [self._load(kind, i) for kind in KINDS]
-            results = list(ops.call(layer.backward, steps, rate, xs, dxs, *state))
+            weights = self._load("weight", i)
+            results = list(ops.call(layer.backward, xs, dxs, weights))
+            dxs, grads = results[: len(xs)], results[len(xs) :]
+            # Only now, so that they take no memory meanwhile.
+            moments = [self._load(kind, i) for kind in KINDS[1:]]
+            state = ops.call(layer.update, steps, rate, weights, *moments, grads)
             buffers = [buffer for kind in KINDS for buffer in self.buffers[kind]]
-            for buffer, new in zip(buffers, results[len(dxs) :], strict=True):
+            for buffer, new in zip(buffers, state, strict=True):
                 ops.remote_store(buffer, i, new)
-            return [i, *results[: len(dxs)]]
+            return [i, *dxs]
 
         end = popxl.constant(self.count, popxl.uint32)
         body = popxl.gcg().ir.create_graph(visit, end, dxs, steps, rate)
@@ -308,11 +310,11 @@ class Resident:
         self, layer: Layer, dxs: list[popxl.Tensor], steps: popxl.Tensor, rate: popxl.Tensor
     ) -> list[popxl.Tensor]:
         for i in reversed(range(len(self.layers))):
-            state, xs = [*self.layers[i], *self.moments[i]], self.inputs[i]
-            results = list(ops.call(layer.backward, steps, rate, xs, dxs, state))
-            for variable, new in zip(state, results[len(dxs) :], strict=True):
+            xs, state = self.inputs[i], [*self.layers[i], *self.moments[i]]
+            results = list(ops.call(layer.backward, xs, dxs, self.layers[i]))
+            dxs, grads = results[: len(xs)], results[len(xs) :]
+            for variable, new in zip(state, ops.call(layer.update, steps, rate, state, grads), strict=True):
                 var_updates.copy_var_update_(variable, new)
-            dxs = results[: len(dxs)]
         return dxs
 
 
@@ -361,12 +363,15 @@ def build_training(config: Config, *, resident: bool = False) -> Training:
             losses.append(loss)
             grads.append(_gradients(prediction_gradients, grad, call))
         dxs = home.backward(layer, [dx for dx, *_ in grads], steps, rate)
-        ops.host_store(loss_stream, total([[loss] for loss in losses])[0] / count)
+        ops.host_store(loss_stream, sum(losses[1:], losses[0]) / count)
 
         embedding_gradients = transforms.autodiff(embedding, grads_required=embedding.inputs[1:])
-        embedded_grads = total([_gradients(embedding_gradients, dx, c) for dx, c in zip(dxs, embedded, strict=True)])
-        dsymbols, *dnorm = total([predicted for _, *predicted in grads])
-        gradients = [dsymbols + embedded_grads[0], embedded_grads[1], *dnorm]
+        sums: list[popxl.Tensor] = []
+        for dx, embedded_call, (_, dsymbols, *dnorm) in zip(dxs, embedded, grads, strict=True):
+            dembedding, dpositions = _gradients(embedding_gradients, dx, embedded_call)
+            sums = plus(sums, [dsymbols, dembedding, dpositions, *dnorm])
+        dsymbols, dembedding, *others = sums
+        gradients = [dsymbols + dembedding, *others]
         moments = [home.load_outer(kind) for kind in KINDS[1:]]
         specs = [popxl.TensorSpec(shape, popxl.float32) for shape in config.outer.values()]
         update = ir.create_graph(adam, steps, rate, specs, specs, specs, specs)
@@ -541,12 +546,12 @@ def write(
 def main(arguments: Sequence[str] | None = None) -> None:
     usual = Config()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--layers", type=int, default=usual.layers)
     parser.add_argument("--width", type=int, default=usual.width)
     parser.add_argument("--length", type=int, default=usual.length, help="symbols in a sequence")
-    parser.add_argument("--device-memory", default="56MiB", metavar="SIZE")
-    parser.add_argument("--host-memory", default="64MiB", metavar="SIZE", help="for rows on their way")
+    parser.add_argument("--device-memory", default=DEVICE_MEMORY, metavar="SIZE")
+    parser.add_argument("--host-memory", default=HOST_MEMORY, metavar="SIZE", help="for rows on their way")
     parser.add_argument("--resident", action="store_true", help="keep the state on the device instead")
     parser.add_argument("--out", type=Path, default=Path(".cache/train"), metavar="DIR", help="for state and pictures")
     parser.add_argument("--fresh", action="store_true", help="delete what DIR has, and start anew")

@@ -65,8 +65,9 @@ class Window:
         self._is_at_branch = False
         self._ahead: deque[_Ahead] = deque()
         self._seen = 0
-        #: A load that the walk has yielded and for which there was no memory yet.
-        self._next: Coming | None = None
+        #: What the walk has yielded last, if it is a load for which there was no memory yet, and its row.
+        self._next: _Ahead | None = None
+        self._refused: Row | None = None
         #: The last coming store of each row; of a buffer, with entry None, where the row is not known yet.
         self._stores: dict[tuple[int, int | None], _Ahead] = {}
 
@@ -81,30 +82,32 @@ class Window:
             self._walk = None
         self._ahead.clear()
         self._stores.clear()
-        self._next = None
+        self._next = self._refused = None
         self._is_at_branch = False
 
     def look(self) -> None:
         """Look as far ahead as there is memory."""
         while self._walk is not None and len(self._ahead) < MAX_AHEAD:
-            coming = self._next if self._next is not None else self._see()
-            if coming is None:
+            ahead = self._next if self._next is not None else self._see()
+            if ahead is None:
                 break
-            self._next = None
-            if not self._note(coming):
-                self._next = coming
+            # What was refused is tried again at every transfer of the run: straight away.
+            row = self._refused if self._refused is not None else self._note(ahead)
+            if row is not None and not self._fetch(row):
+                self._next, self._refused = ahead, row
                 break
+            self._next = self._refused = None
+            self._ahead.append(ahead)
 
     def pass_by(self, kind: type[Coming], row: Row | None = None) -> Sequence[Row]:
         """The run has come to a transfer; return the rows that may be fetched now that it is done."""
         if self._ahead:
             ahead = self._ahead.popleft()
         else:
-            coming = self._next if self._next is not None else self._see()
-            self._next = None
-            if coming is None:
+            ahead = self._next if self._next is not None else self._see()
+            self._next = self._refused = None
+            if ahead is None:
                 return ()
-            ahead = _Ahead(coming, self._seen)
         coming = ahead.coming
         if not isinstance(coming, kind):
             raise AssertionError(f"the walk saw {coming}, the run came to {kind.__name__} of {row}")
@@ -122,7 +125,7 @@ class Window:
         self._is_at_branch = False
         self._next = self._see(taken)
 
-    def _see(self, taken: bool | None = None) -> Coming | None:
+    def _see(self, taken: bool | None = None) -> _Ahead | None:
         """The next transfer of the walk; None at a branch that is not decided, and at the end."""
         if self._walk is None or self._is_at_branch:
             return None
@@ -132,23 +135,21 @@ class Window:
             self._walk = None
             return None
         self._is_at_branch = isinstance(coming, ComingBranch)
-        return coming
+        self._seen += 1
+        return _Ahead(coming, self._seen)
 
-    def _note(self, coming: Coming) -> bool:
-        """Look at a coming transfer; False if a load must wait for memory."""
-        ahead = _Ahead(coming, self._seen)
+    def _note(self, ahead: _Ahead) -> Row | None:
+        """Look at a coming transfer; return the row to fetch if it is a load that need not wait for a store."""
+        coming = ahead.coming
         if isinstance(coming, ComingStore):
             self._stores[coming.buffer_id, coming.entry] = ahead
         elif isinstance(coming, ComingLoad) and self._is_known(coming):
             row = (coming.buffer_id, coming.entry or 0)
             stores = [s for s in (self._stores.get(row), self._stores.get((coming.buffer_id, None))) if s is not None]
-            if stores:
-                max(stores, key=lambda s: s.number).followers.append(row)
-            elif not self._fetch(row):
-                return False
-        self._ahead.append(ahead)
-        self._seen += 1
-        return True
+            if not stores:
+                return row
+            max(stores, key=lambda s: s.number).followers.append(row)
+        return None
 
     def _is_known(self, coming: ComingLoad) -> bool:
         """Whether the row is known and exists; the run reports one that does not."""

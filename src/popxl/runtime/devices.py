@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
-
 from popxl.errors import DeviceError, PopxlValueError
 from popxl.ops._jax import jax
 
@@ -47,8 +45,8 @@ def has_own_memory(device: Any) -> bool:
 def let_go_of_arguments(device: Any) -> Callable[[], object]:
     """Return what makes JAX drop its references to the arguments of computations that have finished.
 
-    It does so whenever it is called; this is the least that one can call it for. A computation lets go of its arguments
-    some time after its results are ready, so this may come too soon: whoever counts on it looks again (`BlockPool`).
+    It does so before it counts the memory of a device, which is the least that one can ask it for. A computation lets
+    go of its arguments some time after its results are ready, so this may come too soon: whoever counts on it looks
+    again (`BlockPool`).
     """
-    nothing = np.zeros(())
-    return lambda: jax.device_put(nothing, device)
+    return device.memory_stats
