@@ -22,6 +22,7 @@ from popxl.plan.lookahead import ComingLoad, ComingStore, Walk
 from popxl.runtime.completion import Completion
 from popxl.runtime.overlap import OverlappedTransfers
 from popxl.runtime.streaming.blocks import BlockPool, Region
+from popxl.runtime.streaming.disk import JAX_ALIGNMENT_BYTES
 from popxl.runtime.streaming.disk_settings import cached
 from popxl.runtime.streaming.room import existing
 from popxl.runtime.streaming.small_files import SPEEDS_NAME, keep_note, read_note
@@ -31,9 +32,11 @@ from popxl.runtime.streaming.transfer import Transfer
 from .probe import median_s
 from .scratch_tier import ScratchTier
 
-_VERSION = 1
+_VERSION = 2
 #: Of each size, rows of about so many bytes are moved, so many times.
 _BYTES, _MOST_ROWS, _TIMES = 96 << 20, 256, 3
+#: Values that are stored take so much memory: more than a processor's own caches.
+_VALUES_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +105,11 @@ def _measured(directory: Path, use: DiskUse) -> DiskCosts:
     for size in use.probed:
         with Rows(directory, use, size) as rows:
             rows.store()  # the first time finds room in the file
-            writes.append((rows.padded_bytes, median_s(rows.store, _TIMES) / rows.count))
             rows.load()
             thread_s = time.thread_time()
+            writes.append((rows.padded_bytes, median_s(rows.store, _TIMES) / rows.count))
             reads.append((rows.padded_bytes, median_s(rows.load, _TIMES) / rows.count))
-            thread_s = (time.thread_time() - thread_s) / (_TIMES * rows.count)
+            thread_s = (time.thread_time() - thread_s) / (2 * _TIMES * rows.count)
             row_s = min(row_s or thread_s, thread_s)
             alone.append((rows.padded_bytes, median_s(rows.load_one, 9), median_s(rows.store_one, 9)))
     return DiskCosts(
@@ -143,9 +146,8 @@ class Rows:
         self.padded_bytes = self._spec.padded_bytes
         self._tier = ScratchTier(directory, cached(directory), checksums=use.checksums)
         self._limits = use.limits
-        # As much memory as values that wait may take would be held by a run, too; here one value stands for all.
-        self._value = np.ndarray((size,), np.uint8, buffer=Region(max(1, self.padded_bytes)).memory)
-        self._value.fill(0xA5)
+        # As much memory as values that wait may take would be held by a run, too; here a few stand for all.
+        self._values = [_value(size) for _ in range(max(1, min(self.count, _VALUES_BYTES // self.padded_bytes)))]
         #: Rows moved so far.
         self.moved = 0
 
@@ -176,7 +178,7 @@ class Rows:
         for entry in range(self.count):
             if is_over():
                 break
-            self._transfers.store(1, entry, self._value)
+            self._transfers.store(1, entry, self._values[entry % len(self._values)])
             self.moved += 1
         self._transfers.end()
         self._transfers.drain()
@@ -191,9 +193,16 @@ class Rows:
 
     def store_one(self) -> None:
         """Write a row, and nothing else."""
-        transfer = Transfer(self._spec, 0, self._value)
+        transfer = Transfer(self._spec, 0, self._values[0])
         self._tier.start_writes([transfer])
         transfer.wait()
+
+
+def _value(size: int) -> np.ndarray[Any, Any]:
+    """A value to store, aligned as those of JAX are, and no more."""
+    value = np.ndarray((size,), np.uint8, buffer=Region(size + JAX_ALIGNMENT_BYTES).memory, offset=JAX_ALIGNMENT_BYTES)
+    value.fill(0xA5)
+    return value
 
 
 def _walk(coming: Iterable[ComingLoad | ComingStore]) -> Walk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from popxl.plan.simulation import simulate
 from popxl.plan.slots import written_slots
 from popxl.plan.steps import GraphPlan, HostLoad, HostStore
 from popxl.runtime.compiled import Compiled
-from popxl.runtime.compiler import plan_segments
+from popxl.runtime.compiler import Executable, plan_segments
 from popxl.runtime.device_weights import remote_buffers, resident_buffers
+from popxl.runtime.placement import Placement
 from popxl.runtime.streaming.file import FileTier
 from popxl.runtime.streaming.tier import BufferSpec
 
 from .disk_probe import DiskCosts, DiskUse, probe_disk, with_contention
-from .probe import Arguments, median_s, on_device, probe_host, probe_segments, run_counts, run_once
+from .probe import Arguments, host_loss, median_s, on_device, probe_host, probe_segments, run_counts, run_once
 
 #: What computes less than this in a run has nothing to lose to the disk.
 _SHORT_S = 1e-3
@@ -58,17 +59,18 @@ def _costs(program: Compiled) -> Costs:
     buffers = [spec for spec in remote_buffers(program.ir, plan.replicas) if spec.entry_bytes and spec.entries]
     has_rows = program.tier.capabilities.asynchronous and not placement.has_own_memory
     allowed = program.limits.pool_bytes + (program.limits.slack_bytes or 0)
-    segments = probe_segments(plan, program.executables, placement, allowed, has_rows=has_rows)
+    segments, wake_s = probe_segments(plan, program.executables, placement, allowed, has_rows=has_rows)
     copied = [t for p in reachable_plans(plan) for s in p.steps for t in _copied(s)]
     host = probe_host(plan, placement, max((t.nelms * t.dtype.nbytes for t in copied), default=0))
     disk: DiskCosts | None = None
+    longest = _longest(program, segments)
     if isinstance(program.tier, FileTier) and buffers and (program.figures.load_bytes or program.figures.store_bytes):
         use = DiskUse(
             tuple(sorted({spec.entry_bytes for spec in buffers})), program.limits, program.tier.capabilities.checksums
         )
         try:
             disk = probe_disk(program.tier.directory, use)
-            disk = _beside_compute(program, segments, use, disk, program.tier)
+            disk = _beside_compute(longest, use, disk, program.tier)
         except OSError as error:
             raise StreamingMemoryError(
                 f"The disk of {program.tier.directory} cannot be measured: {error}.",
@@ -84,6 +86,8 @@ def _costs(program: Compiled) -> Costs:
         0.0 if disk is None else disk.row_s,
         host.copy_s_per_byte,
         host.fetch_s,
+        wake_s,
+        0.0 if longest is None else longest.loses_to_host(),
     )
 
 
@@ -93,23 +97,43 @@ def _copied(step: object) -> Sequence[Any]:
     return step.op.inputs if isinstance(step, HostStore) else ()
 
 
-def _beside_compute(
-    program: Compiled, segments: Mapping[Hashable, SegmentCost], use: DiskUse, disk: DiskCosts, tier: FileTier
-) -> DiskCosts:
-    """Measure what the segment that computes longest and the disk take from each other."""
+@dataclass(frozen=True, slots=True)
+class _Longest:
+    """The segment that computes longest in a run, for measuring what others take from it."""
+
+    executable: Executable
+    arguments: Arguments
+    placement: Placement
+    compute_s: float
+
+    def loses_to_host(self) -> float:
+        """See `popxl.plan.costs.Costs.host_loss`."""
+        with on_device(self.placement):
+            return host_loss(self.executable, self.arguments.take)
+
+
+def _longest(program: Compiled, segments: Mapping[Hashable, SegmentCost]) -> _Longest | None:
+    """None if no segment computes for long enough to see what it loses."""
     counts = run_counts(program.plan)
     key = max(counts, key=lambda k: counts[k] * segments[k].compute_s, default=None)
     if key is None or counts[key] * segments[key].compute_s < _SHORT_S:
-        return disk
+        return None
     segment = next(s for s in plan_segments(program.plan) if s.key == key)
-    executable = program.executables[key]
-    times = max(1, round(0.02 / segments[key].compute_s))
     with on_device(program.placement):
         arguments = Arguments(segment, program.placement, 0, has_rows=True)
+    return _Longest(program.executables[key], arguments, program.placement, segments[key].compute_s)
 
-        def compute() -> float:
-            return sum(run_once(executable, arguments.take()).total_s for _ in range(times))
 
+def _beside_compute(longest: _Longest | None, use: DiskUse, disk: DiskCosts, tier: FileTier) -> DiskCosts:
+    """Measure what the segment that computes longest and the disk take from each other."""
+    if longest is None:
+        return disk
+    times = max(1, round(0.02 / longest.compute_s))
+
+    def compute() -> float:
+        return sum(run_once(longest.executable, longest.arguments.take()).total_s for _ in range(times))
+
+    with on_device(longest.placement):
         compute()
         found = with_contention(tier.directory, use, disk, compute)
         jax.effects_barrier()

@@ -110,8 +110,8 @@ def probe_segments(
     allowed_bytes: int,
     *,
     has_rows: bool,
-) -> dict[Hashable, SegmentCost]:
-    """Time each distinct executable of a plan on zeros.
+) -> tuple[dict[Hashable, SegmentCost], float]:
+    """Time each distinct executable of a plan on zeros; return also the seconds of `Costs.wake_s`.
 
     Args:
         plan: The plan of the main graph.
@@ -123,10 +123,22 @@ def probe_segments(
     segments = {segment.key: segment for segment in plan_segments(plan)}
     with on_device(placement):
         floor_s = _call_seconds(placement.device)
-        return {
+        found = {
             key: _cost(executables[key], Arguments(segment, placement, allowed_bytes, has_rows=has_rows), floor_s)
             for key, segment in segments.items()
         }
+    late_s = [wake_s for _, wake_s in found.values() if wake_s is not None]
+    return {key: cost for key, (cost, _) in found.items()}, statistics.median(late_s) if late_s else 0.0
+
+
+def host_loss(executable: Executable, take: Callable[[], Sequence[Array]]) -> float:
+    """Share of the device's speed that an executable loses while this thread does something besides."""
+    idle_s: list[float] = []
+    busy_s: list[float] = []
+    for _ in range(_LEAST):
+        idle_s.append(run_once(executable, take()).total_s)
+        busy_s.append(run_once(executable, take(), is_busy=True).total_s)
+    return max(0.0, 1.0 - statistics.median(idle_s) / statistics.median(busy_s))
 
 
 @contextmanager
@@ -143,19 +155,22 @@ class _Run:
     is_inline: bool
 
 
-def run_once(executable: Executable, arguments: Sequence[Array]) -> _Run:
-    """Run an executable and wait for it."""
+def run_once(executable: Executable, arguments: Sequence[Array], *, is_busy: bool = False) -> _Run:
+    """Run an executable and wait for it, asleep or busy."""
     begin_s = perf_counter()
     *results, token = executable.call(*arguments)
     called_s = perf_counter()
     is_inline = bool(token.is_ready())
+    while is_busy and not token.is_ready():
+        pass
     token.block_until_ready()
     end_s = perf_counter()
     del results
     return _Run(called_s - begin_s, end_s - begin_s, is_inline)
 
 
-def _cost(executable: Executable, arguments: Arguments, floor_s: float) -> SegmentCost:
+def _cost(executable: Executable, arguments: Arguments, floor_s: float) -> tuple[SegmentCost, float | None]:
+    """What an executable costs, and how late whoever waits for it is told of its end, if that can be seen."""
     run_once(executable, arguments.take())
     runs: list[_Run] = []
     total_s = 0.0
@@ -166,6 +181,7 @@ def _cost(executable: Executable, arguments: Arguments, floor_s: float) -> Segme
             break
     call_s, run_s = (statistics.median(seconds) for seconds in ([r.call_s for r in runs], [r.total_s for r in runs]))
     is_inline = statistics.median(r.is_inline for r in runs) > 0.5
+    wake_s: float | None = None
     if is_inline:
         called_s, compute_s = min(call_s, floor_s), max(0.0, call_s - floor_s)
     else:
@@ -174,7 +190,8 @@ def _cost(executable: Executable, arguments: Arguments, floor_s: float) -> Segme
             each_s = _seconds_together(executable, arguments)
             # Where calls take longer than the device, how long it takes cannot be seen like this.
             compute_s = each_s if each_s > call_s else min(compute_s, each_s)
-    return SegmentCost(called_s, compute_s, is_inline, executable.new_bytes, executable.temporary_bytes)
+            wake_s = max(0.0, run_s - call_s - compute_s)
+    return SegmentCost(called_s, compute_s, is_inline, executable.new_bytes, executable.temporary_bytes), wake_s
 
 
 def _seconds_together(executable: Executable, arguments: Arguments) -> float:

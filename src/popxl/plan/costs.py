@@ -97,6 +97,8 @@ class Costs:
         row_s: Seconds of it more for a row that is read or written.
         copy_s_per_byte: Seconds of it for each byte of host streams.
         fetch_s: Seconds of it for each item of an output stream.
+        wake_s: Seconds from the end of what it waits for to its going on.
+        host_loss: Share of the device's speed that is lost while the thread does something: few cores do both.
     """
 
     segments: Mapping[Hashable, SegmentCost]
@@ -108,6 +110,8 @@ class Costs:
     row_s: float = 0.0
     copy_s_per_byte: float = 0.0
     fetch_s: float = 0.0
+    wake_s: float = 0.0
+    host_loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,16 +63,17 @@ class Machine:
         self._disk: deque[Request] = deque()
         self._late: list[tuple[float, int, Request]] = []
         self._numbers = count()
+        #: Share of the device's speed that the thread takes just now.
+        self._host_loss = 0.0
 
     # The thread of the run
 
-    def spend(self, seconds: float) -> None:
-        """The thread is busy."""
+    def spend(self, seconds: float, *, on_row: bool = False) -> None:
+        """The thread is busy. `on_row`: with moving a row, whose cost for the device has that of the thread in it."""
         self.busy_s["host"] += seconds
-        end_s = self.now_s + seconds
-        while (next_s := self._next_s()) <= end_s:
-            self._pass(next_s)
-        self._pass(end_s)
+        self._host_loss = 0.0 if on_row else self._costs.host_loss
+        self._pass_until(self.now_s + seconds)
+        self._host_loss = 0.0
 
     def wait(self, is_over: Callable[[], bool], cause: str = "") -> None:
         """The thread waits, for a cause that is counted unless it is empty."""
@@ -81,6 +82,8 @@ class Machine:
             next_s = self._next_s()
             assert next_s < math.inf, f"the thread waits for a {cause} that nothing will bring"
             self._pass(next_s)
+        if self.now_s > begin_s:
+            self._pass_until(self.now_s + self._costs.wake_s)
         if cause:
             self.stalls_s[cause] += self.now_s - begin_s
 
@@ -116,14 +119,20 @@ class Machine:
 
     def _rates(self) -> tuple[float, float]:
         """Speeds of the device and of the disk, which take from each other what they share."""
+        device = 1.0 - self._host_loss
         if not (self._device and self._disk):
-            return 1.0, 1.0
+            return device, 1.0
         request = self._disk[0]
         channel = self._channel(request)
         disk = max(_SLOWEST, 1.0 - channel.own_loss)
         alone_s = channel.queued.seconds(request.n_bytes)
         rows_per_s = disk / alone_s if alone_s else 0.0
-        return max(_SLOWEST, 1.0 - channel.contention.seconds(request.n_bytes) * rows_per_s), disk
+        return max(_SLOWEST, device - channel.contention.seconds(request.n_bytes) * rows_per_s), disk
+
+    def _pass_until(self, end_s: float) -> None:
+        while (next_s := self._next_s()) <= end_s:
+            self._pass(next_s)
+        self._pass(end_s)
 
     def _next_s(self) -> float:
         """When something ends next."""

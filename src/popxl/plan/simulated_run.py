@@ -204,7 +204,7 @@ class SimulatedRun:
             self.machine.moved_bytes["load"] += nbytes
             frame[step.output] = Value(self.ledger, nbytes)
             return
-        self.machine.spend(self._costs.row_s)
+        self.machine.spend(self._costs.row_s, on_row=True)
         frame[step.output] = self._transfers.load(row)
 
     def _remote_store(self, frame: _Frame, step: RemoteStore) -> None:
@@ -212,7 +212,7 @@ class SimulatedRun:
         if self._transfers is None:
             self.machine.moved_bytes["store"] += row_bytes(step, self._plan.replicas)
             return
-        self.machine.spend(self._costs.row_s)
+        self.machine.spend(self._costs.row_s, on_row=True)
         value = frame[step.input]
         self._transfers.store(row, value if isinstance(value, Value) else Value(self.ledger, 0))
 

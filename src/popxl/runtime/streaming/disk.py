@@ -19,7 +19,8 @@ from .tier import PAGE_BYTES
 # Linux has both; elsewhere the page cache has to do.
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _O_TMPFILE = getattr(os, "O_TMPFILE", 0)
-_JAX_ALIGNMENT_BYTES = 64
+#: Of every array of JAX on a CPU.
+JAX_ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def direct_alignment(directory: Path) -> int:
         return PAGE_BYTES if error.errno in (errno.EOPNOTSUPP, errno.EISDIR) else 1
     try:
         memory = memoryview(mmap.mmap(-1, 2 * PAGE_BYTES))
-        for alignment in (_JAX_ALIGNMENT_BYTES, PAGE_BYTES):
+        for alignment in (JAX_ALIGNMENT_BYTES, PAGE_BYTES):
             start = alignment % PAGE_BYTES
             try:
                 if os.pwritev(fd, [memory[start : start + PAGE_BYTES]], 0) == PAGE_BYTES:
