@@ -147,6 +147,22 @@ def test_an_inline_computation_holds_up_the_thread():
     assert found.step_s == pytest.approx(6.0 + len(plan.steps))
 
 
+def test_whoever_waits_goes_on_a_moment_later():
+    # Rows arrive at 2, 4, 6 s; each time the thread goes on half a second later, and the device computes for 1 s;
+    # the result is ready at 7.5 s, and known half a second later.
+    plan = layers()
+    assert simulate(plan, costs(plan, 1.0, 2.0), Limits()).step_s == pytest.approx(7.0)
+    assert simulate(plan, costs(plan, 1.0, 2.0, wake_s=0.5), Limits()).step_s == pytest.approx(8.0)
+
+
+def test_what_the_thread_does_takes_from_the_device():
+    # A second for each step; from the first computation on the device has half its speed while the thread is busy.
+    plan = layers()
+    before = next(i for i, step in enumerate(plan.steps) if isinstance(step, Compute)) + 1
+    found = simulate(plan, costs(plan, 10.0, step_s=1.0, host_loss=0.5), Limits())
+    assert found.step_s == pytest.approx(before + 30.0 + 0.5 * (len(plan.steps) - before))
+
+
 @pytest.mark.parametrize("has_stores", [False, True])
 def test_a_long_loop_is_extrapolated(has_stores):
     plan = loop(400, has_stores=has_stores)
