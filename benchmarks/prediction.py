@@ -311,7 +311,6 @@ def most_device_bytes(config: Config, directory: Path, peak_bytes: int) -> int:
         def look(new_bytes: int) -> None:
             nonlocal most
             transfers.drain()  # what waits to be written is the host's
-            completion.let_go()
             pool._reclaim()
             loaded = sum(item.nbytes for item in (ref() for ref in items) if item is not None)
             most = max(most, arrays_bytes() + pool.lent_bytes + loaded + new_bytes)
