@@ -224,8 +224,10 @@ class BlockPool:
             block = self._cut_from_regions(size, may_grow=False) or self._cut_from_regions(size, may_grow=True)
         if block is not None:
             return block
-        # What is lent took the room of the others.
-        region = Region(max(size, _whole_pages(self.limit_bytes)), self._lock)
+        # The first, or what is lent took the room of the others. Where all of it is known it is one: between two, more
+        # is lost of rows of several sizes. Locked memory is taken at once, the whole region.
+        lent_bytes = 0 if self._lock is not None else self._lent_limit_bytes or 0
+        region = Region(max(size, _whole_pages(self.limit_bytes + lent_bytes)), self._lock)
         self._regions.append(region)
         return Block(region, region.cut(size) or 0, size)
 
